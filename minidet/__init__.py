@@ -1,0 +1,1 @@
+"""minidet: RetinaNet built from the array up."""

@@ -1,0 +1,1 @@
+"""Kernels: what the Array API standard lacks."""

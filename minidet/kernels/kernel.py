@@ -1,0 +1,65 @@
+"""A kernel is an array function with a definition, and faster functions that must equal it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import update_wrapper
+
+from minidet import backend
+
+_only: ContextVar[str | None] = ContextVar("only", default=None)
+
+
+@contextmanager
+def only(version: str):
+    """Inside, every kernel that has a version of this name uses it; "textbook" is one."""
+    token = _only.set(version)
+    try:
+        yield
+    finally:
+        _only.reset(token)
+
+
+class Kernel:
+    """An array function that is *defined* by its textbook version.
+
+    The textbook version is written in the Array API standard only, so it runs on any library; it is
+    what a reader reads.  Faster versions are registered right below it with
+    `@name.faster_on("numpy", when=rule)` and must give the same answer (tests/test_kernels.py holds
+    every one to it).
+
+    Calling the kernel runs the first version, in order of registration, for the library that owns the
+    first argument whose rule accepts the arguments; else the textbook.
+    """
+
+    def __init__(self, textbook: Callable) -> None:
+        update_wrapper(self, textbook)
+        self.textbook = textbook
+        self.fast: dict[str, tuple[str, Callable, Callable]] = {}
+
+    def faster_on(self, library: str, version: str = "fast", *, when: Callable = lambda *_: True) -> Callable:
+        """Register the decorated function for arrays of `library` whenever `when(*args)` holds."""
+
+        def register(implementation: Callable) -> Callable:
+            name = f"{library}:{version}"
+            if name in self.fast:
+                raise ValueError(f"{self.__name__} already has a version {name!r}")
+            self.fast[name] = (library, when, implementation)
+            return implementation
+
+        return register
+
+    def choose(self, *args) -> tuple[str, Callable]:
+        """The version a call with these arguments runs, by name: tests assert it."""
+        wanted = _only.get()
+        if wanted != "textbook" and self.fast:
+            library = backend.library(args[0])
+            for name, (owner, when, implementation) in self.fast.items():
+                if owner == library and wanted in (None, name.split(":")[1]) and when(*args):
+                    return name, implementation
+        return "textbook", self.textbook
+
+    def __call__(self, *args):
+        return self.choose(*args)[1](*args)
