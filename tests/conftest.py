@@ -1,0 +1,32 @@
+"""Fixtures that every test file may ask for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """A generator that gives the same numbers in every run, whichever tests run before."""
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def data_folder() -> Callable[[str], Path]:
+    """`data_folder("bccd")` is that folder of MINIDET_TEST_DATA; the test is skipped where it is absent."""
+
+    def find(name: str) -> Path:
+        root = os.environ.get("MINIDET_TEST_DATA")
+        if not root:
+            pytest.skip(f"needs the data set {name}: set MINIDET_TEST_DATA to the folder that holds it")
+        folder = Path(root) / name
+        if not folder.is_dir():
+            pytest.skip(f"needs the data set {name}: MINIDET_TEST_DATA={root} does not hold it")
+        return folder
+
+    return find
