@@ -1,1 +1,6 @@
-""""""
+"""Convolution: its geometry, its definition, and the rule that chooses a faster equal."""
+
+from minidet.kernels.convolution.choose import convolve, convolve_input_gradient, convolve_weight_gradient
+from minidet.kernels.convolution.geometry import Geometry
+
+__all__ = ["Geometry", "convolve", "convolve_input_gradient", "convolve_weight_gradient"]

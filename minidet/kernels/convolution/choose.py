@@ -1,0 +1,25 @@
+"""Which convolution runs: the seam between the op and every engine.
+
+`ops.conv2d` calls the three kernels of this file and nothing else.  Their textbook versions are
+definition.py; an engine registers its versions here, each with the rule that says when it runs.
+`memo` is the weight tensor's dictionary: an engine may keep there what it derives from the weights.  It
+is emptied whenever the weights change, so it can alter the speed and never the result.
+"""
+
+from __future__ import annotations
+
+from minidet.kernels.convolution import blocked, definition
+from minidet.kernels.kernel import Kernel
+
+convolve = Kernel(definition.convolve)
+convolve_input_gradient = Kernel(definition.convolve_input_gradient)
+convolve_weight_gradient = Kernel(definition.convolve_weight_gradient)
+
+# On NumPy, one group: the same matrix products, a cache-sized block of rows at a time.
+convolve.faster_on("numpy", "blocked", when=lambda *a: blocked.accepts(a[5]))(blocked.convolve)
+convolve_input_gradient.faster_on("numpy", "blocked", when=lambda *a: blocked.accepts(a[2]))(
+    blocked.convolve_input_gradient
+)
+convolve_weight_gradient.faster_on("numpy", "blocked", when=lambda *a: blocked.accepts(a[2]))(
+    blocked.convolve_weight_gradient
+)
