@@ -1,1 +1,8 @@
-""""""
+"""Data sets and the loader that feeds a model from them."""
+
+from minidet.data.augment import Augment
+from minidet.data.loader import Batch, Loader
+from minidet.data.sample import Dataset, Sample
+from minidet.data.shapes import Shapes, shapes
+
+__all__ = ["Augment", "Batch", "Dataset", "Loader", "Sample", "Shapes", "shapes"]

@@ -1,0 +1,46 @@
+"""Flips: the symmetries of a photo, or of a texture that knows no up and down."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from minidet.data.sample import Sample
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Random flips, each drawn on its own."""
+
+    hflip: float = 0.5
+    """Probability of exchanging left and right."""
+    vflip: float = 0.0
+    """Probability of exchanging top and bottom."""
+    transpose: bool = False
+    """Exchange rows and columns of every second image: with both flips at 0.5, all eight symmetries."""
+
+    def __post_init__(self) -> None:
+        for name in ("hflip", "vflip"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"Augment.{name} is a probability in 0..1, got {getattr(self, name)}")
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        """The sample, flipped as `rng` decides; three numbers are drawn whatever the settings."""
+        across, down, swap = rng.random(3)
+        image, boxes = sample.image, sample.boxes
+        H, W = image.shape[:2]
+        if across < self.hflip:
+            image = image[:, ::-1]
+            boxes = np.stack([W - boxes[:, 2], boxes[:, 1], W - boxes[:, 0], boxes[:, 3]], axis=1)
+        if down < self.vflip:
+            image = image[::-1]
+            boxes = np.stack([boxes[:, 0], H - boxes[:, 3], boxes[:, 2], H - boxes[:, 1]], axis=1)
+        if self.transpose and swap < 0.5:
+            image = image.transpose(1, 0, 2)
+            boxes = boxes[:, [1, 0, 3, 2]]
+        return replace(sample, image=image, boxes=boxes)
+
+
+NONE = Augment(hflip=0.0)
+"""Images as they are."""

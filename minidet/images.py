@@ -1,0 +1,161 @@
+"""From a picture file to the network's input and back: open, resize, normalise, pad; arrays only.
+
+Training and detection share this file, and a checkpoint stores the `Preprocess` it was trained with: the two
+can then never disagree about what a pixel means.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+"""RGB in 0..1; what torchvision's pretrained weights were trained with."""
+
+
+class ImageError(ValueError):
+    """A file that cannot be used as an image; the message names it."""
+
+
+def open_image(path: str | Path) -> np.ndarray:
+    """The picture upright, as RGB.
+
+    Shapes:
+        returns: (H, W, 3)
+    Units: uint8.
+    Raises:
+        ImageError: if there is no such file, or it is no image, broken, or unreasonably large.
+    """
+    with Image.open(path) as image:
+        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How an image becomes the network's input.
+
+    Source: `method` "float" is torchvision's GeneralizedRCNNTransform, "pil" detectron2's ResizeShortestEdge.
+    """
+
+    min_size: int = 800
+    """Pixels the shorter side becomes; 0 leaves every image its size."""
+    max_size: int = 1333
+    """Limit for the longer side, in pixels; it wins over min_size."""
+    method: str = "float"
+    """"float": bilinear on numbers, without antialiasing; "pil": on bytes, with antialiasing."""
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    """(pixel * scale - mean) / std, in the channel order the network sees."""
+    scale: float = 1 / 255
+    bgr: bool = False
+    """Channels reversed, as networks trained with Caffe or OpenCV expect."""
+    pad_multiple: int = 32
+    """Batches are padded at the bottom and right to a multiple of this many pixels."""
+
+    def __post_init__(self) -> None:
+        if self.method not in ("float", "pil"):
+            raise ValueError(f'Preprocess.method is {self.method!r}: choose "float" or "pil"')
+        if self.min_size < 0 or (self.min_size and self.max_size < self.min_size):
+            raise ValueError(
+                f"Preprocess: need 0 <= min_size <= max_size, got {self.min_size} and {self.max_size}"
+            )
+        if self.pad_multiple < 1:
+            raise ValueError(f"Preprocess.pad_multiple must be at least 1, got {self.pad_multiple}")
+        if min(self.std) <= 0 or self.scale <= 0:
+            raise ValueError(f"Preprocess: std and scale must be positive, got {self.std} and {self.scale}")
+
+    def size(self, h: int, w: int) -> tuple[int, int]:
+        """The size an h x w image is given.
+
+        Rule: "float" rounds down, even 799.9999 (97 x 97 becomes 799 x 799 at 800); "pil" rounds half up.
+        """
+        if self.min_size == 0:
+            return h, w
+        if self.method == "float":
+            scale = min(self.min_size / min(h, w), self.max_size / max(h, w))
+            return max(1, int(h * scale)), max(1, int(w * scale))
+        scale = self.min_size / min(h, w)
+        new_h, new_w = (self.min_size, scale * w) if h < w else (scale * h, self.min_size)
+        if max(new_h, new_w) > self.max_size:
+            shrink = self.max_size / max(new_h, new_w)
+            new_h, new_w = new_h * shrink, new_w * shrink
+        return int(new_h + 0.5), int(new_w + 0.5)
+
+    def prepare(self, image: np.ndarray, dtype=np.float32) -> np.ndarray:
+        """One image, resized and normalised, not padded.
+
+        Shapes:
+            image: (H, W, 3)
+            returns: (h, w, 3) with h, w = self.size(H, W)
+        """
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+            raise ValueError(f"expected a uint8 RGB image (H, W, 3), got {image.dtype} {image.shape}")
+        size = self.size(*image.shape[:2])
+        if self.bgr:
+            image = image[:, :, ::-1]
+        if size == image.shape[:2]:
+            resized = image.astype(dtype)
+        elif self.method == "float":
+            resized = resize_bilinear(image, size, dtype)
+        else:
+            pil = Image.fromarray(np.ascontiguousarray(image))
+            resized = np.asarray(pil.resize(size[::-1], Image.Resampling.BILINEAR)).astype(dtype)
+        # Normalising after a bilinear resize is the same as before it: its weights sum to one.
+        resized *= np.asarray(self.scale, dtype)
+        resized -= np.asarray(self.mean, dtype)
+        resized /= np.asarray(self.std, dtype)
+        return resized
+
+    def boxes(self, boxes: np.ndarray, old: tuple[int, int], new: tuple[int, int]) -> np.ndarray:
+        """Boxes of an image of size `old` (h, w), after it was resized to `new`.
+
+        Shapes:
+            boxes: (G, 4)
+            returns: (G, 4)
+        Rule: one ratio an axis, of the whole-numbered sizes, in float32 whatever the boxes are.
+        """
+        x, y = (np.float32(new[axis]) / np.float32(old[axis]) for axis in (1, 0))
+        return boxes * np.array([x, y, x, y], np.float32)
+
+    def boxes_back(self, boxes: np.ndarray, new: tuple[int, int], old: tuple[int, int]) -> np.ndarray:
+        """Boxes found in the resized image, in pixels of the original: `boxes` with the sizes swapped."""
+        return self.boxes(boxes, new, old)
+
+
+def resize_bilinear(image: np.ndarray, size: tuple[int, int], dtype=np.float32) -> np.ndarray:
+    """Sample `image` at the centres of size[0] x size[1] cells, linearly between its four nearest pixels.
+
+    Shapes:
+        image: (H, W, C)
+        returns: (h, w, C)
+    Rule: half-pixel centres, edges repeated, no antialiasing (align_corners=False elsewhere).
+    """
+    for axis, (old, new) in enumerate(zip(image.shape[:2], size, strict=True)):
+        centres = np.maximum((np.arange(new) + 0.5) * (old / new) - 0.5, 0)
+        lower = np.minimum(centres.astype(np.int64), old - 1)
+        upper = np.minimum(lower + 1, old - 1)
+        weight = (centres - lower).astype(dtype).reshape((-1, 1, 1) if axis == 0 else (1, -1, 1))
+        first, second = np.take(image, lower, axis).astype(dtype), np.take(image, upper, axis).astype(dtype)
+        image = first + weight * (second - first)
+    return image
+
+
+def pad_batch(
+    images: list[np.ndarray], multiple: int, size: tuple[int, int] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Images of different sizes as one array, zeros at the bottom and right, and their sizes.
+
+    Shapes:
+        returns: (N, H, W, 3) with H, W multiples of `multiple` and at least `size`; and (N, 2) int64
+    """
+    sizes = np.array([image.shape[:2] for image in images], np.int64)
+    H, W = np.maximum(sizes.max(axis=0), size or (0, 0))
+    H, W = (-(-int(side) // multiple) * multiple for side in (H, W))
+    batch = np.zeros((len(images), H, W, images[0].shape[2]), images[0].dtype)
+    for row, image in zip(batch, images, strict=True):
+        row[: image.shape[0], : image.shape[1]] = image
+    return batch, sizes
