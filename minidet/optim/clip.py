@@ -1,0 +1,38 @@
+"""Gradient clipping: one wild batch must not undo a thousand good ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from minidet.autograd import Tensor
+
+GUARD = 1e-6  # torch.nn.utils.clip_grad_norm_: keeps max_norm / norm finite at a zero gradient
+
+
+def gradient_norm(parameters: Iterable[Tensor]) -> float:
+    """The Euclidean length of all gradients together, as one long vector; 0 without any.
+
+    Summed in the gradients' own dtype and on their device: only the result is read back.
+    """
+    return float(sum(p.xp.sum(p.grad * p.grad) for p in parameters if p.grad is not None)) ** 0.5
+
+
+def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> float:
+    """Scale all gradients by min(1, max_norm / (norm + 1e-6)); returns the norm before.
+
+    The direction is kept; a gradient exactly at `max_norm` is shortened by the guard's part in 1e6.
+
+    Source: Pascanu et al., arXiv:1211.5063, section 3.2 and algorithm 1, with torch's guard.
+    Raises:
+        ValueError: if `max_norm` is not above 0.
+    """
+    if not max_norm > 0:
+        raise ValueError(f"clip_grad_norm: max_norm must be above 0, got {max_norm}")
+    parameters = list(parameters)
+    norm = gradient_norm(parameters)
+    factor = max_norm / (norm + GUARD)
+    if factor < 1:
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.grad *= factor
+    return norm

@@ -1,0 +1,225 @@
+"""Update rules against hand-written references, the optimizer's bookkeeping, clipping, schedules."""
+
+import math
+import time
+
+import numpy as np
+import pytest
+
+from minidet import backend
+from minidet.autograd import Tensor
+from minidet.kernels.kernel import only
+from minidet.optim import (
+    SGD,
+    AdamW,
+    Optimizer,
+    ParameterGroup,
+    Schedule,
+    clip_grad_norm,
+    gradient_norm,
+    linear_rule,
+)
+from minidet.optim.adamw import adamw_step
+
+LIBRARIES = ("numpy", "array_api_strict")
+RULES = (SGD(momentum=0.0), SGD(), SGD(nesterov=True), AdamW(), AdamW(beta1=0.8, beta2=0.95, eps=1e-3))
+
+
+def reference(rule, values, gradients, lr, weight_decay):
+    """The formulas of the rules' docstrings with one float at a time, as torch.optim states them."""
+    values, kept, t = values.copy(), [np.zeros_like(values) for _ in range(2)], 0
+    for g in gradients:
+        if g is None:
+            continue
+        t += 1
+        for i in np.ndindex(values.shape):
+            if isinstance(rule, SGD):
+                d = g[i] + weight_decay * values[i]
+                kept[0][i] = rule.momentum * kept[0][i] + d
+                values[i] -= lr * (d + rule.momentum * kept[0][i] if rule.nesterov else kept[0][i])
+            else:
+                kept[0][i] = rule.beta1 * kept[0][i] + (1 - rule.beta1) * g[i]
+                kept[1][i] = rule.beta2 * kept[1][i] + (1 - rule.beta2) * g[i] ** 2
+                mean, square = kept[0][i] / (1 - rule.beta1**t), kept[1][i] / (1 - rule.beta2**t)
+                values[i] = values[i] * (1 - lr * weight_decay) - lr * mean / (math.sqrt(square) + rule.eps)
+    return values
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize("rule", RULES, ids=str)
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_rules_follow_their_formulas(rule, library, weight_decay, rng):
+    xp = backend.load(library)
+    start = rng.normal(size=(3, 2))
+    gradients = [rng.normal(size=(3, 2)) for _ in range(6)]
+    gradients[2] = None  # skipped entirely: no decay, no momentum, no step counted
+    p = Tensor(xp.asarray(start.copy()), requires_grad=True)
+    optimizer = Optimizer(rule, [ParameterGroup({"p": p}, lr_scale=0.5, weight_decay=weight_decay)])
+    for g in gradients:
+        p.grad = None if g is None else xp.asarray(g)
+        optimizer.step(0.1)
+    want = reference(rule, start, gradients, 0.05, weight_decay)
+    np.testing.assert_allclose(backend.to_numpy(p.data), want, rtol=1e-12, atol=1e-14)
+    assert optimizer.steps == {"p": 5}
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+@pytest.mark.parametrize("shape", [(), (5,), (4, 3, 3, 2)])
+def test_float32_stays_float32_and_in_place(rule, shape, rng):
+    p = Tensor(np.asarray(rng.normal(size=shape), dtype=np.float32), requires_grad=True)
+    array, before = p.data, p.data.copy()
+    p.memo["packed"] = "from the old values"
+    optimizer = Optimizer(rule, [ParameterGroup({"p": p}, weight_decay=0.01)])
+    p.grad = np.ones(shape, dtype=np.float32)
+    optimizer.step(0.1)
+    assert p.data is array and p.data.dtype == np.float32
+    assert np.all(p.data != before)
+    assert not p.memo
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_fused_adamw_equals_its_definition(dtype, rng):
+    p, g, m = (rng.normal(size=(7, 5)).astype(dtype) for _ in range(3))
+    v = rng.uniform(size=(7, 5)).astype(dtype)
+    fused, plain = [a.copy() for a in (p, g, m, v)], [a.copy() for a in (p, g, m, v)]
+    constants = (0.99, 0.9, 0.999, 1e-8, 0.01)
+    assert adamw_step.choose(*fused, *constants)[0] == "numpy:fast"
+    adamw_step(*fused, *constants)
+    with only("textbook"):
+        adamw_step(*plain, *constants)
+    tolerance = 1e-13 if dtype == np.float64 else 1e-5
+    for a, b in zip(fused, plain, strict=True):
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
+
+
+def test_adamw_writes_through_a_transposed_parameter(rng):
+    values = rng.normal(size=(4, 3))
+    straight, turned = Tensor(values.copy()), Tensor(np.asfortranarray(values))
+    for p in (straight, turned):
+        p.grad = np.ones((4, 3))
+        Optimizer(AdamW(), [ParameterGroup({"p": p})]).step(0.1)
+    np.testing.assert_allclose(turned.data, straight.data, rtol=1e-12)
+    assert not np.any(turned.data == values)
+
+
+def test_optimizer_state_continues_exactly(rng):
+    def run(optimizer, p, gradients):
+        for g in gradients:
+            p.grad = g
+            optimizer.step(0.01)
+
+    gradients = rng.normal(size=(9, 4, 3))
+    for rule in RULES:
+        p = Tensor(np.ones((4, 3)))
+        whole = Optimizer(rule, [ParameterGroup({"p": p})])
+        run(whole, p, gradients[:5])
+        saved, values = whole.state_dict(), p.data.copy()
+        run(whole, p, gradients[5:])
+
+        q = Tensor(values)
+        resumed = Optimizer(rule, [ParameterGroup({"p": q})])
+        resumed.load_state_dict(saved)
+        run(resumed, q, gradients[5:])
+        np.testing.assert_array_equal(q.data, p.data)
+        assert resumed.steps == whole.steps
+
+
+def test_optimizer_refuses_a_state_that_does_not_fit():
+    def optimizer(rule, **shapes):
+        return Optimizer(rule, [ParameterGroup({n: Tensor(np.zeros(s)) for n, s in shapes.items()})])
+
+    state = optimizer(AdamW(), a=3).state_dict()
+    assert sorted(state) == ["mean.a", "square.a", "step.a"]
+    with pytest.raises(ValueError, match=r"does not fit SGD .* missing velocity.a; unknown mean.a, square.a"):
+        optimizer(SGD(), a=3).load_state_dict(state)
+    with pytest.raises(ValueError, match=r"missing mean.b, mean.c, mean.d and 6 more; unknown none"):
+        optimizer(AdamW(), a=3, b=1, c=1, d=1).load_state_dict(state)
+    with pytest.raises(ValueError, match=r"'mean.a' has shape \(3,\), expected \(4,\)"):
+        optimizer(AdamW(), a=4).load_state_dict(state)
+
+
+def test_optimizer_wants_each_parameter_once():
+    p = Tensor(np.zeros(2))
+    with pytest.raises(ValueError, match="'p' is in two groups"):
+        Optimizer(SGD(), [ParameterGroup({"p": p}), ParameterGroup({"p": p})])
+    with pytest.raises(ValueError, match="no parameters"):
+        Optimizer(SGD(), [ParameterGroup({})])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: SGD(momentum=1.0), r"momentum must be in \[0, 1\), got 1.0"),
+        (lambda: SGD(momentum=0.0, nesterov=True), "nesterov needs a momentum"),
+        (lambda: AdamW(beta2=-0.1), r"beta2 must be in \[0, 1\), got -0.1"),
+        (lambda: AdamW(eps=0), "eps must be above 0"),
+        (lambda: Schedule(0.0, 10), "peak must be above 0"),
+        (lambda: Schedule(0.1, 0), "images must be at least 1"),
+        (lambda: Schedule(0.1, 10, warmup=-1), "warmup must not be negative"),
+        (lambda: Schedule(0.1, 10, warmup_start=2), r"warmup_start must be in \[0, 1\]"),
+        (lambda: Schedule(0.1, 10, milestones=(8, 4)), "milestones must ascend"),
+        (lambda: Schedule(0.1, 10, cooldown=1.5), r"fraction in \[0, 1\]"),
+        (lambda: clip_grad_norm([], 0), "max_norm must be above 0"),
+    ],
+)
+def test_impossible_values_are_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_clipping_keeps_the_direction(library, rng):
+    xp = backend.load(library)
+    gradients = [rng.normal(size=s) for s in [(3, 2), (4,)]]
+    parameters = [Tensor(xp.zeros(g.shape)) for g in gradients] + [Tensor(xp.zeros(5))]
+    for p, g in zip(parameters, gradients, strict=False):  # the last one has no gradient
+        p.grad = xp.asarray(g.copy())
+    norm = math.sqrt(sum(np.sum(g * g) for g in gradients))
+    assert clip_grad_norm(parameters, 100.0) == pytest.approx(norm, rel=1e-12)
+    np.testing.assert_array_equal(backend.to_numpy(parameters[0].grad), gradients[0])
+    clip_grad_norm(parameters, 0.5)
+    factor = 0.5 / (norm + 1e-6)
+    np.testing.assert_allclose(backend.to_numpy(parameters[1].grad), gradients[1] * factor, rtol=1e-12)
+    assert gradient_norm(parameters) == pytest.approx(0.5, rel=1e-5)
+    assert parameters[2].grad is None
+    assert gradient_norm([]) == 0
+
+
+def test_warmup_is_linear_and_milestones_act_at_once():
+    schedule = Schedule(0.1, 100, warmup=10, warmup_start=0.1, milestones=(50, 50, 80), factor=0.5)
+    assert [schedule.lr(t) for t in (0, 5, 10, 49)] == pytest.approx([0.01, 0.055, 0.1, 0.1])
+    assert [schedule.lr(t) for t in (50, 79, 80)] == pytest.approx([0.025, 0.025, 0.0125])
+
+
+def test_cooldown_falls_to_zero_over_the_last_part():
+    schedule = Schedule(4e-3, 1000, cooldown=0.25)
+    rates = [schedule.lr(t) for t in (0, 750, 875, 984, 1000, 1016)]
+    assert rates == pytest.approx([4e-3, 4e-3, 2e-3, 4e-3 * 16 / 250, 0, 0])
+
+
+def test_cosine():
+    schedule = Schedule(1.0, 100, cosine=True)
+    rates = [schedule.lr(t) for t in (0, 25, 50, 100)]
+    assert rates == pytest.approx([1, (1 + math.sqrt(0.5)) / 2, 0.5, 0])
+
+
+def test_linear_rule():
+    assert linear_rule(0.01, 16) == 0.01
+    assert linear_rule(4e-3, 4) == pytest.approx(1e-3)
+
+
+@pytest.mark.slow
+def test_adamw_of_a_small_model_takes_milliseconds(rng):
+    parameters = {}
+    for n in range(150):  # 1.1 M numbers in 150 tensors, as the small preset has
+        size = 1_100_000 // 50 if n % 3 == 0 else 64
+        parameters[str(n)] = Tensor(rng.normal(size=size).astype(np.float32))
+        parameters[str(n)].grad = rng.normal(size=size).astype(np.float32)
+    optimizer = Optimizer(AdamW(), [ParameterGroup(parameters, weight_decay=1e-4)])
+    times = []
+    for _ in range(30):
+        start = time.perf_counter()
+        optimizer.step(1e-3)
+        times.append(time.perf_counter() - start)
+    print(f"AdamW, 1.1 M parameters: {1e3 * np.median(times):.2f} ms a step")
+    assert min(times) < 0.01  # 2.5 ms on a 2.5 GHz Xeon; the bound is for machines under load
