@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from minidet import backend
 from minidet.autograd import Tensor
+from minidet.backend import Array
 
 GUARD = 1e-6  # torch.nn.utils.clip_grad_norm_: keeps max_norm / norm finite at a zero gradient
 
@@ -14,7 +16,7 @@ def gradient_norm(parameters: Iterable[Tensor]) -> float:
 
     Summed in the gradients' own dtype and on their device: only the result is read back.
     """
-    return float(sum(p.xp.sum(p.grad * p.grad) for p in parameters if p.grad is not None)) ** 0.5
+    return float(sum(_squared_length(p.grad) for p in parameters if p.grad is not None)) ** 0.5
 
 
 def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> float:
@@ -36,3 +38,9 @@ def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> float:
             if parameter.grad is not None:
                 parameter.grad *= factor
     return norm
+
+
+def _squared_length(g: Array) -> Array:
+    xp = backend.namespace(g)
+    flat = xp.reshape(g, (-1,))
+    return xp.vecdot(flat, flat)  # reads once and writes nothing, where sum(flat * flat) makes a copy
