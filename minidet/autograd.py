@@ -74,11 +74,11 @@ class Tensor:
     @data.setter
     def data(self, values: Array) -> None:
         self._data = values
-        self.memo.clear()
+        self.memo = {}  # a new one: a closure that still holds the old weights keeps the old memo
 
     def touch(self) -> None:
         """Say that `.data` was written in place."""
-        self.memo.clear()
+        self.memo = {}
 
     @property
     def xp(self):

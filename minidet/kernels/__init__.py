@@ -1,1 +1,55 @@
 """Kernels: what the Array API standard lacks."""
+
+from minidet.kernels.boxes import areas, best_matches, claimed_anchors, pairwise_iou
+from minidet.kernels.convolution import convolve, convolve_input_gradient, convolve_weight_gradient
+from minidet.kernels.focal import focal_loss, focal_terms
+from minidet.kernels.kernel import Kernel, only
+from minidet.kernels.normalization import normalize_groups, normalize_groups_gradient
+from minidet.kernels.pooling import max_pool, max_pool_gradient
+from minidet.kernels.scatter import scatter_add
+from minidet.kernels.suppression import batched_nms, nms
+from minidet.kernels.windows import gather_windows, scatter_windows
+
+ALL = (
+    gather_windows,
+    scatter_windows,
+    convolve,
+    convolve_input_gradient,
+    convolve_weight_gradient,
+    max_pool,
+    max_pool_gradient,
+    normalize_groups,
+    normalize_groups_gradient,
+    best_matches,
+    claimed_anchors,
+    nms,
+    batched_nms,
+    focal_terms,
+    focal_loss,
+    scatter_add,
+)
+"""Every kernel, for the test that holds its fast versions to its definition."""
+
+__all__ = [
+    "ALL",
+    "Kernel",
+    "areas",
+    "batched_nms",
+    "best_matches",
+    "claimed_anchors",
+    "convolve",
+    "convolve_input_gradient",
+    "convolve_weight_gradient",
+    "focal_loss",
+    "focal_terms",
+    "gather_windows",
+    "max_pool",
+    "max_pool_gradient",
+    "nms",
+    "normalize_groups",
+    "normalize_groups_gradient",
+    "only",
+    "pairwise_iou",
+    "scatter_add",
+    "scatter_windows",
+]

@@ -26,7 +26,7 @@ def gather_windows(x, size: Pair, stride: Pair, dilation: Pair):
     windows = xp.empty((N, P, Q, *size, C), dtype=x.dtype, device=x.device)
     for i in range(size[0]):
         for j in range(size[1]):
-            rows, columns = _every(i * dilation[0], stride[0], P), _every(j * dilation[1], stride[1], Q)
+            rows, columns = every(i * dilation[0], stride[0], P), every(j * dilation[1], stride[1], Q)
             # Offset (i, j) of every window at once: a strided slice of the map.
             windows[:, :, :, i, j, :] = x[:, rows, columns, :]
     return windows
@@ -61,7 +61,7 @@ def scatter_windows(windows, height: int, width: int, stride: Pair, dilation: Pa
     x = xp.zeros((N, height, width, C), dtype=windows.dtype, device=windows.device)
     for i in range(k):
         for j in range(l):
-            rows, columns = _every(i * dilation[0], stride[0], P), _every(j * dilation[1], stride[1], Q)
+            rows, columns = every(i * dilation[0], stride[0], P), every(j * dilation[1], stride[1], Q)
             # Windows overlap, but for ONE offset (i, j) no pixel is hit twice, so a plain += on a
             # slice is enough: no scatter-add needed.
             x[:, rows, columns, :] += windows[:, :, :, i, j, :]
@@ -73,6 +73,6 @@ def output_size(n: int, size: int, stride: int, dilation: int) -> int:
     return max(0, (n - dilation * (size - 1) - 1) // stride + 1)
 
 
-def _every(start: int, stride: int, count: int) -> slice:
+def every(start: int, stride: int, count: int) -> slice:
     """`count` positions from `start`; the stop stays inside the axis, as the standard demands."""
     return slice(start, start + stride * (count - 1) + 1 if count else start, stride)

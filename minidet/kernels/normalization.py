@@ -1,0 +1,178 @@
+"""Group normalization of a pyramid: values, statistics, and the way back."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import njit, prange
+
+from minidet import backend
+from minidet.kernels.kernel import Kernel
+
+Maps = tuple[tuple[int, int], ...]
+
+
+@Kernel
+def normalize_groups(x, weight, bias, groups: int, eps: float, maps: Maps):
+    """Subtract the mean and divide by the standard deviation of each image, level and channel group.
+
+    y = weight * (x - mean) / sqrt(variance + eps) + bias, with the biased variance.
+
+    Shapes:
+        x: (N, S, C), the levels `maps` one after the other
+        weight: (C,)
+        bias: (C,)
+        returns: y (N, S, C), and mean and 1 / sqrt(variance + eps), both (N, L, groups)
+    Source: Wu and He, Group Normalization, arXiv:1803.08494, eq. (1), (2), (7).
+    """
+    xp = backend.namespace(x)
+    N, _, C = x.shape
+    levels, means, scales = [], [], []
+    for inside in _places(maps):
+        level = x[:, inside, :]
+        grouped = xp.reshape(level, (N, level.shape[1], groups, C // groups))
+        mean = xp.mean(grouped, axis=(1, 3), keepdims=True)
+        scale = 1 / xp.sqrt(xp.mean((grouped - mean) ** 2, axis=(1, 3), keepdims=True) + eps)
+        levels.append(xp.reshape((grouped - mean) * scale, level.shape) * weight + bias)
+        means.append(xp.reshape(mean, (N, groups)))
+        scales.append(xp.reshape(scale, (N, groups)))
+    return xp.concat(levels, axis=1), xp.stack(means, axis=1), xp.stack(scales, axis=1)
+
+
+@Kernel
+def normalize_groups_gradient(x, gy, weight, mean, scale, maps: Maps):
+    """dL/dx, dL/dweight and dL/dbias of `normalize_groups`.
+
+    With n = (x - mean) * scale and g = dL/dy * weight, the mean taken over the same elements:
+    dL/dx = scale * (g - mean(g) - n * mean(g * n)).
+
+    Shapes:
+        x: (N, S, C)
+        gy: (N, S, C)
+        weight: (C,)
+        mean: (N, L, groups)
+        scale: (N, L, groups)
+        returns: (N, S, C), (C,), (C,)
+    """
+    xp = backend.namespace(x)
+    N, _, C = x.shape
+    groups = mean.shape[2]
+    levels = []
+    gweight = xp.zeros((C,), dtype=gy.dtype, device=gy.device)
+    for number, inside in enumerate(_places(maps)):
+        level, gy_level = x[:, inside, :], gy[:, inside, :]
+        shape = (N, level.shape[1], groups, C // groups)
+        level_mean = xp.reshape(mean[:, number, :], (N, 1, groups, 1))
+        level_scale = xp.reshape(scale[:, number, :], (N, 1, groups, 1))
+        n = (xp.reshape(level, shape) - level_mean) * level_scale
+        g = xp.reshape(gy_level * weight, shape)
+        pull = xp.mean(g, axis=(1, 3), keepdims=True) + n * xp.mean(g * n, axis=(1, 3), keepdims=True)
+        levels.append(xp.reshape(level_scale * (g - pull), level.shape))
+        gweight = gweight + xp.sum(gy_level * xp.reshape(n, level.shape), axis=(0, 1))
+    return xp.concat(levels, axis=1), gweight, xp.sum(gy, axis=(0, 1))
+
+
+def _places(maps: Maps) -> list[slice]:
+    """Where each level lies along S."""
+    ends = np.cumsum([0, *(math.prod(map_) for map_ in maps)]).tolist()
+    return [slice(start, stop) for start, stop in zip(ends[:-1], ends[1:], strict=True)]
+
+
+def _starts(maps: Maps) -> np.ndarray:
+    return np.array([0, *(place.stop for place in _places(maps))], dtype=np.int64)
+
+
+@normalize_groups.faster_on("numpy")
+def _normalize_groups_numba(x, weight, bias, groups: int, eps: float, maps: Maps):
+    weight, bias = weight.astype(x.dtype, copy=False), bias.astype(x.dtype, copy=False)
+    return _normalize(np.ascontiguousarray(x), weight, bias, groups, eps, _starts(maps))
+
+
+@normalize_groups_gradient.faster_on("numpy")
+def _normalize_groups_gradient_numba(x, gy, weight, mean, scale, maps: Maps):
+    weight = weight.astype(x.dtype, copy=False)
+    x, gy = np.ascontiguousarray(x), np.ascontiguousarray(gy)
+    gx, gweight, gbias = _normalize_gradient(x, gy, weight, mean, scale, _starts(maps))
+    return gx, gweight.sum(axis=0).astype(gy.dtype), gbias.sum(axis=0).astype(gy.dtype)
+
+
+@njit(parallel=True, cache=True, error_model="numpy")
+def _normalize(x, weight, bias, groups, eps, starts):
+    """One image at a time, which stays in cache; sums per channel, in float64, so the inner loop runs
+    along memory and vectorises."""
+    N, S, C = x.shape
+    L, width = starts.size - 1, C // groups
+    y = np.empty_like(x)
+    means, scales = np.empty((N, L, groups), x.dtype), np.empty((N, L, groups), x.dtype)
+    for n in prange(N):
+        total, slope, offset = np.empty(C), np.empty(C, x.dtype), np.empty(C, x.dtype)
+        center = np.empty(C)
+        for level in range(L):
+            start, stop = starts[level], starts[level + 1]
+            count = (stop - start) * width
+            total[:] = 0
+            for s in range(start, stop):
+                for c in range(C):
+                    total[c] += x[n, s, c]
+            for g in range(groups):
+                center[g * width : (g + 1) * width] = total[g * width : (g + 1) * width].sum() / count
+            total[:] = 0
+            for s in range(start, stop):
+                for c in range(C):
+                    d = x[n, s, c] - center[c]
+                    total[c] += d * d
+            for g in range(groups):
+                inside = slice(g * width, (g + 1) * width)
+                scale = 1 / np.sqrt(total[inside].sum() / count + eps)
+                means[n, level, g], scales[n, level, g] = center[g * width], scale
+                for c in range(g * width, (g + 1) * width):
+                    slope[c] = scale * weight[c]
+                    offset[c] = bias[c] - center[c] * scale * weight[c]
+            for s in range(start, stop):
+                for c in range(C):
+                    y[n, s, c] = x[n, s, c] * slope[c] + offset[c]
+    return y, means, scales
+
+
+@njit(parallel=True, cache=True, error_model="numpy")
+def _normalize_gradient(x, gy, weight, mean, scale, starts):
+    N, S, C = x.shape
+    L, groups = mean.shape[1], mean.shape[2]
+    width = C // groups
+    gx = np.empty_like(gy)
+    # A row per image: threads never write to the same sum.
+    gweight, gbias = np.zeros((N, C)), np.zeros((N, C))
+    for n in prange(N):
+        sum_g, sum_gn = np.empty(C), np.empty(C)
+        along_gy, along_x, constant = np.empty(C, x.dtype), np.empty(C, x.dtype), np.empty(C, x.dtype)
+        center, slope = np.empty(C, x.dtype), np.empty(C, x.dtype)
+        for level in range(L):
+            start, stop = starts[level], starts[level + 1]
+            count = (stop - start) * width
+            for c in range(C):
+                center[c], slope[c] = mean[n, level, c // width], scale[n, level, c // width]
+            sum_g[:] = 0
+            sum_gn[:] = 0
+            for s in range(start, stop):
+                for c in range(C):
+                    g = gy[n, s, c]
+                    sum_g[c] += g
+                    sum_gn[c] += g * ((x[n, s, c] - center[c]) * slope[c])
+            for c in range(C):
+                gbias[n, c] += sum_g[c]
+                gweight[n, c] += sum_gn[c]
+            for g in range(groups):
+                mean_g = mean_gn = 0.0
+                for c in range(g * width, (g + 1) * width):
+                    mean_g += sum_g[c] * weight[c] / count
+                    mean_gn += sum_gn[c] * weight[c] / count
+                for c in range(g * width, (g + 1) * width):
+                    # dL/dx = slope * (gy * weight - mean_g - (x - center) * slope * mean_gn)
+                    along_gy[c] = slope[c] * weight[c]
+                    along_x[c] = -slope[c] * slope[c] * mean_gn
+                    constant[c] = -slope[c] * mean_g - along_x[c] * center[c]
+            for s in range(start, stop):
+                for c in range(C):
+                    gx[n, s, c] = along_gy[c] * gy[n, s, c] + along_x[c] * x[n, s, c] + constant[c]
+    return gx, gweight, gbias

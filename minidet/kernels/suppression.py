@@ -1,0 +1,104 @@
+"""Non-maximum suppression: of boxes that overlap too much, keep the best."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from minidet import backend
+from minidet.kernels.boxes import iou_of, pairwise_iou
+from minidet.kernels.kernel import Kernel
+
+
+@Kernel
+def nms(boxes, scores, iou_threshold: float):
+    """Keep the best box, drop everything that overlaps it too much, repeat.
+
+    Shapes:
+        boxes: (D, 4)
+        scores: (D,)
+        returns: (M,) int64 indices into boxes, best score first
+    Units: boxes in pixels, areas without "+ 1".
+    Ties: of equal scores the lower index goes first.
+    Rule: a box is dropped when IoU > iou_threshold, strictly.  The IoU is computed in the boxes' dtype and
+        compared as float64: float32 boxes with IoU 3/10 are dropped at 0.3, for float32(0.3) > 0.3.
+    Source: RetinaNet, arXiv:1708.02002, section 4.1 "Inference" (threshold 0.5).
+    """
+    xp = backend.namespace(boxes)
+    order = xp.argsort(-scores, stable=True)
+    keep = []
+    while order.shape[0] > 0:
+        keep.append(int(order[0]))
+        best = xp.take(boxes, order[:1], axis=0)
+        order = order[1:]
+        iou = pairwise_iou(best, xp.take(boxes, order, axis=0))[0, :]
+        order = order[xp.astype(iou, xp.float64) <= iou_threshold]
+    return xp.asarray(keep, dtype=xp.int64, device=boxes.device)
+
+
+@nms.faster_on("numpy")
+def _nms_numba(boxes, scores, iou_threshold: float):
+    return _batched_nms_numba(boxes, scores, np.zeros(len(boxes), np.int64), iou_threshold)
+
+
+@Kernel
+def batched_nms(boxes, scores, labels, iou_threshold: float):
+    """`nms` among the boxes of each class by itself.
+
+    Shapes:
+        boxes: (D, 4)
+        scores: (D,)
+        labels: (D,) int64, in 0..K-1
+        returns: (M,) int64 indices into boxes, best score first
+    Ties: of equal scores the lower index goes first, also between classes.
+    Source: RetinaNet, arXiv:1708.02002, section 4.1 "Inference", which does not say "per class"; every
+        implementation does.
+    Differs: torchvision moves each class to a region of its own and runs one `nms` when there are few boxes;
+        the shift costs bits of the coordinates, and so now and then a box.
+    """
+    xp = backend.namespace(boxes)
+    kept = []
+    for label in xp.unique_values(labels):
+        (members,) = xp.nonzero(labels == label)
+        kept.append(xp.take(members, nms(xp.take(boxes, members, axis=0), scores[members], iou_threshold)))
+    if not kept:
+        return xp.zeros(0, dtype=xp.int64, device=boxes.device)
+    keep = xp.sort(xp.astype(xp.concat(kept), xp.int64))
+    return xp.take(keep, xp.argsort(-xp.take(scores, keep), stable=True))
+
+
+@batched_nms.faster_on("numpy")
+def _batched_nms_numba(boxes, scores, labels, iou_threshold: float):
+    order = np.argsort(-scores, kind="stable")
+    return _greedy(boxes, order, labels, float(iou_threshold))
+
+
+@njit(cache=True, nogil=True)
+def _greedy(boxes, order, labels, iou_threshold):
+    """Walk the boxes by score; compare each with the boxes kept so far of its own class only."""
+    K = labels.max() + 1 if len(labels) else 0
+    first = np.zeros(K + 1, np.int64)  # kept boxes of class k lie from first[k] to end[k]
+    for label in labels:
+        first[label + 1] += 1
+    for k in range(K):
+        first[k + 1] += first[k]
+    end = first[:K].copy()
+    kept = np.empty((len(order), 5), boxes.dtype)
+    keep = np.empty(len(order), np.int64)
+    M = 0
+    for i in order:
+        k = labels[i]
+        x1, y1, x2, y2 = boxes[i]
+        area = (x2 - x1) * (y2 - y1)
+        dropped = False
+        for j in range(first[k], end[k]):
+            u1, v1, u2, v2, other = kept[j]
+            if iou_of(u1, v1, u2, v2, other, x1, y1, x2, y2, area) > iou_threshold:
+                dropped = True
+                break
+        if not dropped:
+            kept[end[k]] = x1, y1, x2, y2, area
+            end[k] += 1
+            keep[M] = i
+            M += 1
+    return keep[:M].copy()

@@ -1,0 +1,131 @@
+"""Convolution of a map, and of every level of a pyramid at once."""
+
+from __future__ import annotations
+
+from minidet.autograd import Tensor, record
+from minidet.backend import Array
+from minidet.kernels.convolution import (
+    Geometry,
+    convolve,
+    convolve_input_gradient,
+    convolve_weight_gradient,
+)
+
+Sizes = int | tuple[int, int]
+
+
+def conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    stride: Sizes = 1,
+    padding: Sizes = 0,
+    dilation: Sizes = 1,
+    groups: int = 1,
+    scale: Array | None = None,
+    relu: bool = False,
+) -> Tensor:
+    """Cross-correlate every image with every filter, as deep learning calls convolution.
+
+    y[n, p, q, f] = act(scale[f] * sum_{i,j,c} weight[f, i, j, c] * x[n, p*stride + i*dilation - padding,
+                                                                   q*stride + j*dilation - padding, c] + bias[f])
+
+    where act is the rectifier if `relu`, else the identity, and pixels outside of the map are 0.
+
+    Shapes:
+        x: (N, H, W, C)
+        weight: (F, k, l, C // groups)
+        bias: (F,)
+        scale: (F,), a constant: what a frozen batch norm multiplies by
+        returns: (N, P, Q, F) with P = (H + 2*padding - dilation*(k - 1) - 1) // stride + 1, Q likewise
+    Backward:
+        with g = dL/dy where y > 0 if `relu`, else dL/dy:
+        dL/dbias    sums g over images and positions
+        dL/dweight  correlates the input windows with scale * g
+        dL/dx       spreads scale * g through the same weights, back to where each window was read
+    Raises:
+        ValueError: if sizes do not fit together, or no window fits into the map.
+    """
+    if x.ndim != 4 or weight.ndim != 4:
+        raise ValueError(f"conv2d: x must be (N, H, W, C) and weight (F, k, k, C), got {x.shape} and {weight.shape}")
+    N, H, W, C = x.shape
+    geometry = Geometry(
+        ((H, W),), weight.shape[1:3], _pair(stride), _pair(padding), _pair(dilation), groups
+    )
+    (P, Q), xp = geometry.output_maps[0], x.xp
+    if P < 1 or Q < 1:
+        raise ValueError(
+            f"conv2d: a window of {geometry.size} (dilation {geometry.dilation}) does not fit into a map of "
+            f"{(H, W)} with padding {geometry.padding}"
+        )
+    flat = xp.reshape(x.data, (N, H * W, C))
+    return _convolve("conv2d", x, flat, weight, bias, geometry, scale, relu, (N, P, Q, weight.shape[0]))
+
+
+def conv2d_levels(
+    x: Tensor,
+    maps: tuple[tuple[int, int], ...],
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    scale: Array | None = None,
+    relu: bool = False,
+) -> Tensor:
+    """`conv2d` with stride 1 and "same" padding on every level of a pyramid, in one call.
+
+    Equal to splitting x into its levels, `conv2d` on each, and joining the results.
+
+    Shapes:
+        x: (N, S, C), the levels' positions one after the other: S = sum of H_l * W_l
+        weight: (F, k, l, C), k and l odd
+        returns: (N, S, F)
+    Backward: as `conv2d`; dL/dweight and dL/dbias sum over levels.
+    Raises:
+        ValueError: if the maps do not add up to S, or a filter has an even side.
+    """
+    k, l = weight.shape[1:3]  # noqa: E741
+    geometry = Geometry(tuple(maps), (k, l), padding=(k // 2, l // 2))
+    if x.ndim != 3 or geometry.pixels != x.shape[1]:
+        raise ValueError(f"conv2d_levels: maps {maps} have {geometry.pixels} positions, x has shape {x.shape}")
+    if k % 2 == 0 or l % 2 == 0:
+        raise ValueError(f"conv2d_levels: 'same' padding needs odd filters, got {(k, l)}")
+    shape = (*x.shape[:2], weight.shape[0])
+    return _convolve("conv2d_levels", x, x.data, weight, bias, geometry, scale, relu, shape)
+
+
+def _convolve(op, x, flat, weight, bias, geometry, scale, relu, shape) -> Tensor:
+    """The body of both ops; `flat` is x as (N, S, C) and `shape` the result's."""
+    xp, old, C, F = x.xp, x.shape, flat.shape[2], weight.shape[0]
+    if C != weight.shape[3] * geometry.groups or F % geometry.groups:
+        raise ValueError(
+            f"{op}: x has {C} channels, but weight {weight.shape} with groups={geometry.groups} expects "
+            f"{weight.shape[3] * geometry.groups} (and filters that divide into the groups)"
+        )
+    # Parameters stay float32; they compute in the dtype of the activations.
+    filters = weight.data if weight.dtype == x.dtype else xp.astype(weight.data, x.dtype)
+    offset = None if bias is None else bias.data if bias.dtype == x.dtype else xp.astype(bias.data, x.dtype)
+    memo = weight.memo if filters is weight.data else {}
+    y = convolve(flat, filters, offset, scale, relu, geometry, memo)
+    needs_x, needs_weight = x.requires_grad, weight.requires_grad
+    needs_bias = bias is not None and bias.requires_grad
+    kept = flat if needs_weight else None
+    rectified = y if relu else None
+
+    def backward(gy):
+        g = xp.reshape(gy, (shape[0], -1, F))
+        if rectified is not None:
+            g = xp.where(rectified > 0, g, xp.zeros_like(g))
+        gbias = xp.sum(g, axis=(0, 1)) if needs_bias else None
+        if scale is not None:
+            g = g * scale
+        gweight = convolve_weight_gradient(kept, g, geometry) if needs_weight else None
+        gx = xp.reshape(convolve_input_gradient(g, filters, geometry, memo), old) if needs_x else None
+        return (gx, gweight) if bias is None else (gx, gweight, gbias)
+
+    inputs = (x, weight) if bias is None else (x, weight, bias)
+    return record(op, xp.reshape(y, shape), inputs, backward)
+
+
+def _pair(value: Sizes) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else tuple(value)

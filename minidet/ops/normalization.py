@@ -1,0 +1,129 @@
+"""Batch normalization, with fixed statistics or the batch's own, and group normalization."""
+
+from __future__ import annotations
+
+import math
+
+from minidet.autograd import Tensor, record
+from minidet.backend import Array
+from minidet.kernels import normalize_groups, normalize_groups_gradient
+
+
+def batch_norm(x: Tensor, weight: Tensor, bias: Tensor, mean: Array, variance: Array, *, eps: float) -> Tensor:
+    """Normalize with given statistics: y = weight * (x - mean) / sqrt(variance + eps) + bias.
+
+    Shapes:
+        x: (N, H, W, C)
+        weight: (C,)
+        bias: (C,)
+        mean: (C,)
+        variance: (C,)
+        returns: (N, H, W, C)
+    Backward:
+        dL/dx       dL/dy * weight / sqrt(variance + eps)
+        dL/dweight  sums dL/dy * (x - mean) / sqrt(variance + eps) over images and positions
+        dL/dbias    sums dL/dy over images and positions
+    Source: Ioffe and Szegedy, arXiv:1502.03167, algorithm 2.
+    """
+    xp = x.xp
+    deviation = 1 / xp.sqrt(xp.astype(variance, x.dtype) + eps)
+    center = xp.astype(mean, x.dtype)
+    scale = xp.astype(weight.data, x.dtype) * deviation
+    offset = xp.astype(bias.data, x.dtype) - center * scale
+    needs_x, needs_weight, needs_bias = x.requires_grad, weight.requires_grad, bias.requires_grad
+    values = x.data if needs_weight else None
+
+    def backward(gy):
+        axes = tuple(range(gy.ndim - 1))
+        return (
+            gy * scale if needs_x else None,
+            xp.sum(gy * ((values - center) * deviation), axis=axes) if needs_weight else None,
+            xp.sum(gy, axis=axes) if needs_bias else None,
+        )
+
+    return record("batch_norm", x.data * scale + offset, (x, weight, bias), backward)
+
+
+def batch_norm_training(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float) -> tuple[Tensor, Array, Array]:
+    """Normalize with the batch's own mean and biased variance over images and positions.
+
+    Shapes:
+        x: (N, H, W, C)
+        weight: (C,)
+        bias: (C,)
+        returns: y (N, H, W, C), and mean (C,) and *unbiased* variance (C,) for the running statistics
+    Backward:
+        with n = (x - mean) / sqrt(variance + eps) and g = weight * dL/dy:
+        dL/dx       (g - mean(g) - n * mean(g * n)) / sqrt(variance + eps)
+        dL/dweight  sums dL/dy * n over images and positions
+        dL/dbias    sums dL/dy over images and positions
+    Source: Ioffe and Szegedy, arXiv:1502.03167, algorithm 1; the unbiased variance is section 3.1.
+    Raises:
+        ValueError: if a channel has only one value, whose variance says nothing.
+    """
+    xp = x.xp
+    axes = tuple(range(x.ndim - 1))
+    count = math.prod(x.shape[:-1])
+    if count < 2:
+        raise ValueError(f"batch_norm: needs more than one value per channel in training, got shape {x.shape}")
+    mean = xp.mean(x.data, axis=axes)
+    centered = x.data - mean
+    variance = xp.mean(centered**2, axis=axes)
+    deviation = 1 / xp.sqrt(variance + eps)
+    normal = centered * deviation
+    gamma, beta = xp.astype(weight.data, x.dtype), xp.astype(bias.data, x.dtype)
+    needs_x = x.requires_grad
+
+    def backward(gy):
+        gweight, gbias = xp.sum(gy * normal, axis=axes), xp.sum(gy, axis=axes)
+        gx = gamma * deviation * (gy - gbias / count - normal * (gweight / count)) if needs_x else None
+        return (gx, gweight, gbias)
+
+    y = record("batch_norm", normal * gamma + beta, (x, weight, bias), backward)
+    return y, mean, variance * (count / (count - 1))
+
+
+def group_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    groups: int,
+    eps: float = 1e-5,
+    maps: tuple[tuple[int, int], ...] | None = None,
+) -> Tensor:
+    """Normalize each image over all positions and the channels of one group.
+
+    y = weight * (x - mean) / sqrt(variance + eps) + bias, mean and biased variance per image and group.
+
+    Shapes:
+        x: (N, H, W, C), or (N, S, C) with the levels `maps`, each normalized by itself
+        weight: (C,)
+        bias: (C,)
+        returns: the shape of x
+    Backward:
+        with n = (x - mean) / sqrt(variance + eps) and g = weight * dL/dy, means over the same elements:
+        dL/dx       (g - mean(g) - n * mean(g * n)) / sqrt(variance + eps)
+        dL/dweight  sums dL/dy * n over images and positions
+        dL/dbias    sums dL/dy over images and positions
+    Source: Wu and He, Group Normalization, arXiv:1803.08494, eq. (1), (2), (7).
+    Raises:
+        ValueError: if the groups do not divide the channels.
+    """
+    xp, shape = x.xp, x.shape
+    N, C = shape[0], shape[-1]
+    if C % groups:
+        raise ValueError(f"group_norm: {C} channels do not divide into {groups} groups")
+    if maps is None:
+        maps = (shape[1:3],)
+    flat = xp.reshape(x.data, (N, -1, C))
+    gamma, beta = xp.astype(weight.data, x.dtype), xp.astype(bias.data, x.dtype)
+    y, mean, scale = normalize_groups(flat, gamma, beta, groups, eps, maps)
+
+    def backward(gy):
+        gx, gweight, gbias = normalize_groups_gradient(
+            flat, xp.reshape(gy, flat.shape), gamma, mean, scale, maps
+        )
+        return (xp.reshape(gx, shape), gweight, gbias)
+
+    return record("group_norm", xp.reshape(y, shape), (x, weight, bias), backward)

@@ -1,0 +1,75 @@
+"""Max pooling, and nearest-neighbour upsampling."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from minidet.autograd import Tensor, record
+from minidet.backend import Array
+from minidet.kernels import max_pool, max_pool_gradient
+
+
+def max_pool2d(x: Tensor, size: int, *, stride: int | None = None, padding: int = 0) -> Tensor:
+    """The largest element of every window; padding never wins.
+
+    Shapes:
+        x: (N, H, W, C)
+        returns: (N, P, Q, C) with P = (H + 2*padding - size) // stride + 1, Q likewise
+    Ties: the first maximum in row-major order of the window is the one that gets the gradient.
+    Backward: dL/dx adds dL/dy at every window's maximum, and is 0 elsewhere.
+    Raises:
+        ValueError: if a window could lie in the padding alone, or none fits.
+    """
+    stride = size if stride is None else stride
+    _, H, W, _ = x.shape
+    if not 0 <= padding <= size // 2 or min(H, W) + 2 * padding < size:
+        raise ValueError(f"max_pool2d: size {size} with padding {padding} does not suit a map of {(H, W)}")
+    y, winners = max_pool(x.data, size, stride, padding)
+
+    def backward(gy):
+        return (max_pool_gradient(gy, winners, H, W, size, stride, padding),)
+
+    return record("max_pool2d", y, (x,), backward)
+
+
+def upsample_nearest(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Stretch a map to any size: y[n, p, q] = x[n, floor(p * H / P), floor(q * W / Q)].
+
+    Shapes:
+        x: (N, H, W, C)
+        returns: (N, P, Q, C) with (P, Q) = size
+    Rule: H / P is rounded to float32 before it is multiplied, as PyTorch does it.
+    Backward: dL/dx sums dL/dy over the pixels that were copied from each.
+    Source: Feature Pyramid Networks, arXiv:1612.03144, section 3 ("nearest neighbor upsampling").
+    """
+    xp, (N, H, W, C), (P, Q) = x.xp, x.shape, size
+    rows, columns = _nearest(P, H), _nearest(Q, W)
+    device = x.data.device
+    y = xp.take(x.data, xp.asarray(rows, device=device), axis=1)
+    y = xp.take(y, xp.asarray(columns, device=device), axis=2)
+
+    def backward(gy):
+        if P % H == 0 and Q % W == 0:
+            down, right = P // H, Q // W
+            parts = [gy[:, i::down, j::right, :] for i in range(down) for j in range(right)]
+            gx = parts[0]
+            for part in parts[1:]:
+                gx = gx + part
+            return (gx + 0 if len(parts) == 1 else gx,)
+        # In general pixel p of y adds to pixel rows[p] of x: a product with a matrix of zeros and ones.
+        gx = _selection(rows, H, xp, gy) @ xp.reshape(gy, (N, P, Q * C))
+        return (_selection(columns, W, xp, gy) @ xp.reshape(gx, (N, H, Q, C)),)
+
+    return record("upsample_nearest", y, (x,), backward)
+
+
+def _nearest(new: int, old: int) -> np.ndarray:
+    """The old position that each new one copies."""
+    step = np.float32(old / new)
+    return np.minimum(np.floor(np.arange(new, dtype=np.float32) * step), old - 1).astype(np.int64)
+
+
+def _selection(source: np.ndarray, count: int, xp, like: Array) -> Array:
+    """The (count, new) matrix with a 1 where new position j copies old position i."""
+    matrix = source[None, :] == np.arange(count)[:, None]
+    return xp.asarray(matrix.astype(np.float64), dtype=like.dtype, device=like.device)
