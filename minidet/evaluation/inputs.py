@@ -1,0 +1,154 @@
+"""Ground truth and detections as arrays, checked: both evaluators start here."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class Boxes:
+    """The M rows of a ground truth or of a list of results, in file order.
+
+    Shapes:
+        boxes_xywh: (M, 4)
+        images: (M,) positions in the sorted image ids
+        classes: (M,) positions in the sorted category ids
+        areas: (M,) square pixels: of the segmented object where the file says so, else of the box
+        crowd: (M,) True where one box stands for uncounted objects
+        scores: (M,) of detections; zeros for objects
+    """
+
+    boxes_xywh: np.ndarray
+    images: np.ndarray
+    classes: np.ndarray
+    areas: np.ndarray
+    crowd: np.ndarray
+    scores: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.boxes_xywh)
+
+    def by_class_and_image(self) -> dict[tuple[int, int], np.ndarray]:
+        """Row numbers, in file order, of every (class, image) that has any."""
+        rows = defaultdict(list)
+        for row, key in enumerate(zip(self.classes.tolist(), self.images.tolist(), strict=True)):
+            rows[key].append(row)
+        return {key: np.array(value) for key, value in rows.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """What is to be judged: images and classes by sorted id, objects to find, detections made."""
+
+    image_ids: list
+    category_ids: list
+    names: list[str]
+    objects: Boxes
+    detections: Boxes
+
+
+def checked(ground_truth: dict, results: list[dict]) -> Case:
+    """Read a COCO ground truth and COCO results, or say which entry is wrong.
+
+    An annotation without `area` gets that of its box; one without `iscrowd` is no crowd.
+
+    Raises:
+        ValueError: for ids that occur twice or are unknown, and for boxes, areas or scores that are
+            missing, not finite, or negative where they cannot be.
+    """
+    for key in ("images", "annotations", "categories"):
+        if key not in ground_truth:
+            raise ValueError(f"the ground truth has no {key!r}: expected a COCO dict")
+    image_ids = _ids(ground_truth, "images")
+    category_ids = _ids(ground_truth, "categories")
+    names = {category["id"]: category.get("name", category["id"]) for category in ground_truth["categories"]}
+    shared = Counter(names.values())
+    images, classes = _positions(image_ids), _positions(category_ids)
+    objects = [
+        _row(a, f"annotation {a.get('id', n)}", images, classes)
+        for n, a in enumerate(ground_truth["annotations"])
+    ]
+    detections = [_row(r, f"results[{n}]", images, classes, scored=True) for n, r in enumerate(results)]
+    return Case(
+        image_ids=image_ids,
+        category_ids=category_ids,
+        # Some exports name a class and its super-category alike: a report must not merge them.
+        names=[f"{names[i]}" if shared[names[i]] == 1 else f"{names[i]} (id {i})" for i in category_ids],
+        objects=_columns(objects),
+        detections=_columns(detections),
+    )
+
+
+def _ids(ground_truth: dict, key: str) -> list:
+    ids = [entry["id"] for entry in ground_truth[key]]
+    twice = [i for i, count in Counter(ids).items() if count > 1]
+    if twice:
+        raise ValueError(f"the ground truth's {key!r} have id {twice[0]!r} {ids.count(twice[0])} times")
+    return sorted(ids)
+
+
+def _positions(ids: list) -> dict:
+    return {i: position for position, i in enumerate(ids)}
+
+
+def _row(entry: dict, where: str, images: dict, classes: dict, scored: bool = False) -> tuple:
+    """(box, image, class, area, crowd, score), checked."""
+    missing = {"image_id", "category_id", "bbox", *(["score"] if scored else [])} - entry.keys()
+    if missing:
+        raise ValueError(f"{where}: no {min(missing)!r}")
+    image, category = entry["image_id"], entry["category_id"]
+    if image not in images:
+        raise ValueError(
+            f"{where}: image_id {image!r} is not among the ground truth's {_some(images)}: evaluate "
+            "detections against the annotations of the images they were made on"
+        )
+    if category not in classes:
+        raise ValueError(
+            f"{where}: category_id {category!r} is not among the ground truth's {_some(classes)}: "
+            "category ids are the data set's own, not positions 0 to K-1"
+        )
+    box = _numbers(entry["bbox"])
+    if len(box) != 4 or not all(map(math.isfinite, box)) or min(box[2:]) < 0:
+        raise ValueError(
+            f"{where}: bbox {entry['bbox']} must be four finite numbers, x, y, width >= 0, height >= 0"
+        )
+    (score,) = _numbers([entry["score"] if scored else 0])
+    if not math.isfinite(score):
+        raise ValueError(f"{where}: score {entry['score']} must be a finite number")
+    # A detection's area is always its box's: results carry no segmentation.
+    box_area = box[2] * box[3]
+    (area,) = _numbers([box_area if scored else entry.get("area", box_area)])
+    if not area >= 0:
+        raise ValueError(f"{where}: area {entry['area']} must be a number >= 0")
+    crowd = not scored and bool(entry.get("iscrowd", 0))
+    return box, images[image], classes[category], area, crowd, score
+
+
+def _numbers(values) -> list[float]:
+    """As Python floats, in double precision whatever they were; NaN for what is no number."""
+    if not isinstance(values, list | tuple | np.ndarray):
+        return []
+    return [float(v) if isinstance(v, numbers.Real) else math.nan for v in values]
+
+
+def _some(ids: dict) -> str:
+    shown = ", ".join(repr(i) for i in list(ids)[:5])
+    return f"{len(ids)} ids ({shown}{', ...' if len(ids) > 5 else ''})"
+
+
+def _columns(rows: list[tuple]) -> Boxes:
+    boxes, images, classes, areas, crowd, scores = zip(*rows, strict=True) if rows else ((),) * 6
+    return Boxes(
+        # Always float64, as pycocotools: float32 IoUs would fall on the other side of a threshold.
+        boxes_xywh=np.array(boxes, np.float64).reshape(-1, 4),
+        images=np.array(images, np.int64),
+        classes=np.array(classes, np.int64),
+        areas=np.array(areas, np.float64),
+        crowd=np.array(crowd, bool),
+        scores=np.array(scores, np.float64),
+    )
