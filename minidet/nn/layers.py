@@ -1,0 +1,189 @@
+"""Layers: the ops of `minidet.ops` together with the parameters they need."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from minidet.autograd import Tensor
+from minidet.nn.initialize import Initializer, kaiming_normal_fan_out
+from minidet.nn.module import Module
+from minidet.ops import batch_norm, batch_norm_training, conv2d, conv2d_levels, group_norm, relu
+
+Maps = tuple[tuple[int, int], ...]
+
+
+class Conv2d(Module):
+    """A bank of filters (F, k, k, C / groups), with a bias unless `bias` is None.
+
+    Differs: `padding` defaults to k // 2, which keeps the size at stride 1; PyTorch's default is 0.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        filters: int,
+        size: int,
+        *,
+        rng: np.random.Generator,
+        stride: int = 1,
+        padding: int | None = None,
+        dilation: int = 1,
+        groups: int = 1,
+        bias: float | None = 0.0,
+        initialize: Initializer = kaiming_normal_fan_out,
+    ):
+        if channels % groups or filters % groups:
+            raise ValueError(f"Conv2d: {groups} groups do not divide {channels} channels and {filters} filters")
+        self.stride, self.dilation, self.groups = stride, dilation, groups
+        self.padding = size // 2 if padding is None else padding
+        weight = initialize(rng, (filters, size, size, channels // groups))
+        self.weight = Tensor(weight, requires_grad=True)
+        self.bias = None if bias is None else Tensor(np.full(filters, bias, np.float32), requires_grad=True)
+
+    def __call__(self, x: Tensor, maps: Maps | None = None) -> Tensor:
+        """(N, H, W, C) -> (N, P, Q, F); or, level by level, (N, S, C) with its `maps` -> (N, S, F)."""
+        return self.fused(x, maps, self.bias, None, False)
+
+    def fused(self, x: Tensor, maps: Maps | None, bias: Tensor | None, scale, relu: bool) -> Tensor:
+        """relu(scale * (weight * x) + bias), with a bias that may not be the layer's own."""
+        if maps is not None:
+            return conv2d_levels(x, maps, self.weight, bias, scale=scale, relu=relu)
+        return conv2d(
+            x,
+            self.weight,
+            bias,
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
+            groups=self.groups,
+            scale=scale,
+            relu=relu,
+        )
+
+
+class BatchNorm2d(Module):
+    """Normalize channels over images and positions; running statistics when not training.
+
+    Differs: there is no count of batches, which PyTorch keeps and RetinaNet never reads.
+    Source: Ioffe and Szegedy, arXiv:1502.03167.
+    """
+
+    def __init__(self, channels: int, *, eps: float = 1e-5, momentum: float = 0.1):
+        self.eps, self.momentum = eps, momentum
+        self.training = True
+        self.weight = Tensor(np.ones(channels, np.float32), requires_grad=True)
+        self.bias = Tensor(np.zeros(channels, np.float32), requires_grad=True)
+        self.running_mean = np.zeros(channels, np.float32)
+        self.running_var = np.ones(channels, np.float32)
+
+    def __call__(self, x: Tensor, maps: Maps | None = None) -> Tensor:
+        """(N, ..., C) -> the same; in training the running statistics move, by `momentum`, towards the batch's.
+
+        On a pyramid (N, S, C) all levels share the statistics.
+        """
+        if not self.training:
+            return batch_norm(x, self.weight, self.bias, self.running_mean, self.running_var, eps=self.eps)
+        y, mean, variance = batch_norm_training(x, self.weight, self.bias, eps=self.eps)
+        for name, new in (("running_mean", mean), ("running_var", variance)):
+            old = getattr(self, name)
+            setattr(self, name, old + self.momentum * (x.xp.astype(new, old.dtype) - old))
+        return y
+
+
+class FrozenBatchNorm2d(Module):
+    """A batch norm whose statistics, weight and bias are constants: an affine map per channel.
+
+    Any `eps`, 0 included, which is what torchvision's published RetinaNet weights need.
+    """
+
+    def __init__(self, channels: int, *, eps: float = 1e-5):
+        self.eps = eps
+        self.weight = np.ones(channels, np.float32)
+        self.bias = np.zeros(channels, np.float32)
+        self.running_mean = np.zeros(channels, np.float32)
+        self.running_var = np.ones(channels, np.float32)
+
+    def affine(self, dtype):
+        """(scale, offset), both (C,), with norm(x) = scale * x + offset, computed in `dtype`."""
+        xp = Tensor(self.weight).xp
+        weight, bias, mean, variance = (
+            xp.astype(a, dtype) for a in (self.weight, self.bias, self.running_mean, self.running_var)
+        )
+        scale = weight / xp.sqrt(variance + self.eps)
+        return scale, bias - mean * scale
+
+    def __call__(self, x: Tensor, maps: Maps | None = None) -> Tensor:
+        """(N, ..., C) -> the same."""
+        scale, offset = self.affine(x.dtype)
+        return x * scale + offset
+
+
+class GroupNorm(Module):
+    """Normalize each image, and each pyramid level, over positions and the channels of a group.
+
+    Source: Wu and He, arXiv:1803.08494.
+    """
+
+    def __init__(self, groups: int, channels: int, *, eps: float = 1e-5):
+        if channels % groups:
+            raise ValueError(f"GroupNorm: {groups} groups do not divide {channels} channels")
+        self.groups, self.eps = groups, eps
+        self.weight = Tensor(np.ones(channels, np.float32), requires_grad=True)
+        self.bias = Tensor(np.zeros(channels, np.float32), requires_grad=True)
+
+    def __call__(self, x: Tensor, maps: Maps | None = None) -> Tensor:
+        """(N, H, W, C), or (N, S, C) with its `maps` -> the same."""
+        return group_norm(x, self.weight, self.bias, groups=self.groups, eps=self.eps, maps=maps)
+
+
+@dataclass(frozen=True)
+class Norm:
+    """Which normalization follows a convolution."""
+
+    kind: str = "frozen"
+    """"none", "frozen" (constant batch norm), "batch" or "group"."""
+    groups: int = 32
+    """Groups of "group"."""
+    eps: float = 1e-5
+    """Added to the variance."""
+    momentum: float = 0.1
+    """How fast the running statistics of "batch" move."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("none", "frozen", "batch", "group"):
+            raise ValueError(f'Norm.kind is {self.kind!r}: choose "none", "frozen", "batch" or "group"')
+
+    def layer(self, channels: int) -> BatchNorm2d | FrozenBatchNorm2d | GroupNorm | None:
+        """A new layer for so many channels, or None."""
+        if self.kind == "frozen":
+            return FrozenBatchNorm2d(channels, eps=self.eps)
+        if self.kind == "batch":
+            return BatchNorm2d(channels, eps=self.eps, momentum=self.momentum)
+        if self.kind == "group":
+            return GroupNorm(self.groups, channels, eps=self.eps)
+        return None
+
+
+class ConvNorm(Module):
+    """Convolution, normalization, rectifier: y = relu(norm(conv(x))).
+
+    The only place that fuses: with a frozen norm, or none, all three are one `conv2d`.  The convolution
+    has a bias only if no norm follows, which would undo it.
+    """
+
+    def __init__(self, channels: int, filters: int, size: int, norm: Norm, *, relu: bool = True, **conv):
+        self.norm = norm.layer(filters)
+        self.conv = Conv2d(channels, filters, size, bias=0.0 if self.norm is None else None, **conv)
+        self.relu = relu
+
+    def __call__(self, x: Tensor, maps: Maps | None = None) -> Tensor:
+        """(N, H, W, C) -> (N, P, Q, F); or, level by level, (N, S, C) with its `maps` -> (N, S, F)."""
+        if self.norm is None:
+            return self.conv.fused(x, maps, self.conv.bias, None, self.relu)
+        if isinstance(self.norm, FrozenBatchNorm2d):
+            scale, offset = self.norm.affine(x.dtype)
+            return self.conv.fused(x, maps, Tensor(offset), scale, self.relu)
+        y = self.norm(self.conv(x, maps), maps)
+        return relu(y) if self.relu else y
