@@ -55,7 +55,7 @@ def best_matches(anchors, gt):
     return xp.max(iou, axis=1), best_gt, xp.max(iou, axis=0)
 
 
-@best_matches.faster_on("numpy")
+@best_matches.faster_on("numpy", when=lambda anchors, gt: anchors.dtype == gt.dtype)
 def _best_matches_numba(anchors, gt):
     best_iou = np.zeros(len(anchors), anchors.dtype)
     best_gt = np.zeros(len(anchors), np.int64)
@@ -80,7 +80,7 @@ def claimed_anchors(anchors, gt, gt_best):
     return xp.any(pairwise_iou(anchors, gt) == gt_best[None, :], axis=1)
 
 
-@claimed_anchors.faster_on("numpy")
+@claimed_anchors.faster_on("numpy", when=lambda anchors, gt, _: anchors.dtype == gt.dtype)
 def _claimed_anchors_numba(anchors, gt, gt_best):
     claimed = np.zeros(len(anchors), np.bool_)
     _claimed_anchors(_columns(anchors), gt, gt_best, claimed)

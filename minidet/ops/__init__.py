@@ -3,6 +3,15 @@
 from minidet.ops.activation import abs, astype, exp, log, log_sigmoid, relu, sigmoid, softmax, sqrt
 from minidet.ops.arithmetic import add, div, matmul, maximum, minimum, mul, neg, power, sub, where
 from minidet.ops.convolution import conv2d, conv2d_levels
+from minidet.ops.losses import (
+    bce_with_logits,
+    focal_star,
+    giou_loss,
+    l1,
+    sigmoid_focal_loss,
+    sigmoid_focal_loss_sum,
+    smooth_l1,
+)
 from minidet.ops.normalization import batch_norm, batch_norm_training, group_norm
 from minidet.ops.pooling import max_pool2d, upsample_nearest
 from minidet.ops.shape import (
@@ -26,14 +35,18 @@ __all__ = [
     "astype",
     "batch_norm",
     "batch_norm_training",
+    "bce_with_logits",
     "broadcast_to",
     "concat",
     "conv2d",
     "conv2d_levels",
     "div",
     "exp",
+    "focal_star",
     "getitem",
+    "giou_loss",
     "group_norm",
+    "l1",
     "log",
     "log_sigmoid",
     "matmul",
@@ -51,6 +64,9 @@ __all__ = [
     "relu",
     "reshape",
     "sigmoid",
+    "sigmoid_focal_loss",
+    "sigmoid_focal_loss_sum",
+    "smooth_l1",
     "softmax",
     "sqrt",
     "stack",

@@ -1,0 +1,162 @@
+"""What training minimises: focal loss of all anchors plus box loss of the positive ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from minidet.autograd import Tensor
+from minidet.detection.assignment import MatcherConfig, assign
+from minidet.detection.coder import CoderConfig, decode_deltas, encode_boxes
+from minidet.ops import giou_loss, reshape, sigmoid_focal_loss_sum, smooth_l1, sum, take
+
+BOX_LOSSES = ("l1", "smooth_l1", "giou")
+NORMALISERS = ("batch", "image", "moving")
+
+MOVING_START = 100.0  # detectron2's first guess of the positives in a batch
+MOVING_MOMENTUM = 0.9
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """The two losses and what they are divided by."""
+
+    alpha: float | None = 0.25
+    """Weight of objects; 1 - alpha weighs background.  None: no weights.  Source: table 1b."""
+    gamma: float = 2.0
+    """How much easy examples are muted; 0 is plain cross-entropy.  Source: table 1b."""
+    box: str = "smooth_l1"
+    """One of BOX_LOSSES: of deltas ("l1", "smooth_l1") or of decoded boxes ("giou")."""
+    beta: float = 1 / 9
+    """Where smooth L1 turns from quadratic to linear; the paper does not say, Detectron has 1/9."""
+    box_weight: float = 1.0
+    """Factor on the box loss.  Source: section 4 "Optimization", the plain sum."""
+    normaliser: str = "batch"
+    """One of NORMALISERS.  "batch": both sums are divided by the positives of the whole batch.  "image": each
+    image's sums by its own positives, then the mean over images (torchvision).  "moving": by a moving average
+    of the batch's positives (detectron2).  Never by less than 1."""
+
+    def __post_init__(self):
+        if self.box not in BOX_LOSSES:
+            raise ValueError(f"loss: box must be one of {', '.join(BOX_LOSSES)}, got {self.box!r}")
+        if self.normaliser not in NORMALISERS:
+            raise ValueError(f"loss: normaliser must be one of {', '.join(NORMALISERS)}, got {self.normaliser!r}")
+        if self.alpha is not None and not 0 <= self.alpha <= 1:
+            raise ValueError(f"loss: alpha must lie in [0, 1] or be None, got {self.alpha}")
+        if self.gamma < 0 or self.beta < 0 or self.box_weight < 0:
+            raise ValueError(f"loss: gamma, beta and box_weight must not be negative, got {self}")
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What every anchor of a batch should have said.
+
+    Shapes:
+        labels: (N, R) int64, the class, BACKGROUND or IGNORE
+        rows: (M,) int64, the positive anchors as positions in (N * R)
+        boxes: (M, 4), the object of each
+        anchors: (M, 4)
+        positives: (N,) int64, how many each image has
+    """
+
+    labels: np.ndarray
+    rows: np.ndarray
+    boxes: np.ndarray
+    anchors: np.ndarray
+    positives: np.ndarray
+
+
+@dataclass(frozen=True)
+class Losses:
+    """The loss to differentiate, its two parts as numbers (box already weighted), and the positive anchors."""
+
+    total: Tensor
+    classification: float
+    box: float
+    positives: int
+
+
+def build_targets(
+    anchors: np.ndarray, boxes: Sequence[np.ndarray], labels: Sequence[np.ndarray], matcher: MatcherConfig
+) -> Targets:
+    """Match the anchors with the objects of every image.
+
+    Shapes:
+        anchors: (R, 4)
+        boxes: N arrays (G, 4), G may be 0
+        labels: N arrays (G,) int64
+    Units: pixels of the network input.
+    Source: RetinaNet, arXiv:1708.02002, section 4 "Anchors".
+    """
+    N, R = len(boxes), len(anchors)
+    classes = np.empty((N, R), np.int64)
+    rows, matched_boxes = [], []
+    for n in range(N):
+        matches = assign(anchors, boxes[n], matcher)
+        positive = np.flatnonzero(matches >= 0)
+        classes[n] = matches
+        classes[n, positive] = labels[n][matches[positive]]
+        rows.append(n * R + positive)
+        matched_boxes.append(boxes[n][matches[positive]].reshape(-1, 4))
+    rows = np.concatenate(rows)
+    positives = np.asarray([len(b) for b in matched_boxes], np.int64)
+    return Targets(classes, rows, np.concatenate(matched_boxes), anchors[rows % R], positives)
+
+
+def image_weights(
+    config: LossConfig, positives: np.ndarray, moving: float = MOVING_START
+) -> tuple[np.ndarray, float]:
+    """The factor on each image's loss, and the moving average after this batch.
+
+    Takes the positives of the *whole* effective batch: with gradient accumulation every micro-batch then gets
+    its part of the factors, and the gradients add up to those of one big batch.
+
+    Shapes:
+        positives: (N,) int64
+        returns: (N,) float64, and a number to pass in at the next step (and to keep in a checkpoint)
+    Source: RetinaNet, arXiv:1708.02002, section 4 "Focal Loss": divided by the anchors assigned to an object.
+    """
+    N = len(positives)
+    if config.normaliser == "image":
+        return 1 / (N * np.maximum(positives, 1.0)), moving
+    total = max(1.0, float(positives.sum()))
+    if config.normaliser == "moving":
+        total = moving = MOVING_MOMENTUM * moving + (1 - MOVING_MOMENTUM) * total
+    return np.full(N, 1 / total), moving
+
+
+def loss(
+    logits: Tensor, deltas: Tensor, targets: Targets, weights: np.ndarray, config: LossConfig, coder: CoderConfig
+) -> Losses:
+    """Focal loss of every anchor and class, plus box loss of the positive anchors.
+
+    Shapes:
+        logits: (N, R, K)
+        deltas: (N, R, 4)
+        weights: (N,), of `image_weights`
+    Units: logits; deltas as of `encode_boxes`.
+    Source: RetinaNet, arXiv:1708.02002, section 4 "Focal Loss" and "Optimization".
+    """
+    xp, device, dtype = logits.xp, logits.data.device, logits.dtype
+    N, R, _ = logits.shape
+
+    def constant(array, dtype=dtype):
+        return xp.asarray(array, dtype=dtype, device=device)
+
+    per_image = sigmoid_focal_loss_sum(
+        logits, constant(targets.labels, xp.int64), alpha=config.alpha, gamma=config.gamma
+    )
+    classification = sum(per_image * constant(weights))
+    # Most anchors are background and have no box: only the rows of positive ones are ever touched.
+    rows = take(reshape(deltas, (N * R, 4)), constant(targets.rows, xp.int64))
+    anchors, boxes = constant(targets.anchors), constant(targets.boxes)
+    row_weights = config.box_weight * weights[targets.rows // R]
+    if config.box == "giou":
+        per_row = giou_loss(decode_deltas(rows, anchors, coder), boxes)
+    else:
+        beta = config.beta if config.box == "smooth_l1" else 0.0
+        per_row = sum(smooth_l1(rows, encode_boxes(boxes, anchors, coder), beta=beta), axis=1)
+    box = sum(per_row * constant(row_weights))
+    return Losses(classification + box, float(classification), float(box), int(targets.positives.sum()))
