@@ -18,7 +18,7 @@ from pycocotools.cocoeval import COCOeval
 from minidet.evaluation.average_precision import accumulate, interpolate, iou_with_crowds, match
 from minidet.evaluation.coco import with_pycocotools
 from minidet.evaluation.inputs import checked
-from minidet.evaluation.report import NUMBERS
+from minidet.evaluation.report import IOU_THRESHOLDS, NUMBERS
 
 BOTH = pytest.mark.parametrize("evaluator", [accumulate, with_pycocotools])
 
@@ -168,6 +168,40 @@ crowd_or_not = st.sampled_from([{"iscrowd": 0}, {"iscrowd": 1}])
 )
 def test_equals_pycocotools_at_the_ties(annotations, results):
     assert_equals_pycocotools(dataset(annotations, images=(1, 2, 3), categories=(1, 2)), results)
+
+
+def match_as_pycocotools(iou, crowd, ignored, threshold):
+    """The loops of COCOeval.evaluateImg for one area range and threshold: found and excused, (D,) each."""
+    order = np.argsort(ignored, kind="stable")
+    taken, found, excused = set(), [], []
+    for row in iou:
+        best, best_iou = None, min(threshold, 1 - 1e-10)
+        for g in order:
+            if g in taken and not crowd[g]:
+                continue
+            if best is not None and not ignored[best] and ignored[g]:
+                break
+            if row[g] >= best_iou:
+                best, best_iou = g, row[g]
+        taken.add(best)
+        found.append(best is not None)
+        excused.append(best is not None and ignored[best])
+    return found, excused
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_match_is_the_plain_loop(seed):
+    rng = np.random.default_rng(seed)
+    for _ in range(20):
+        G = int(rng.integers(1, 6))
+        # Few values, so that IoUs tie with each other and with thresholds.
+        iou = rng.choice([0, 0.5, 0.7, 0.75, 1], (int(rng.integers(1, 7)), G))
+        crowd = rng.random(G) < 0.3
+        ignored = crowd | (rng.random((4, G)) < 0.3)
+        found, excused = match(iou, crowd, ignored)
+        for area, t in np.ndindex(4, 10):
+            plain = match_as_pycocotools(iou, crowd, ignored[area], IOU_THRESHOLDS[t])
+            assert (found[area, t].tolist(), excused[area, t].tolist()) == plain
 
 
 # Every rule, by hand.
