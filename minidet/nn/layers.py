@@ -142,7 +142,7 @@ class GroupNorm(Module):
 class Norm:
     """Which normalization follows a convolution."""
 
-    kind: str = "frozen"
+    name: str = "frozen"
     """"none", "frozen" (constant batch norm), "batch" or "group"."""
     groups: int = 32
     """Groups of "group"."""
@@ -152,16 +152,16 @@ class Norm:
     """How fast the running statistics of "batch" move."""
 
     def __post_init__(self) -> None:
-        if self.kind not in ("none", "frozen", "batch", "group"):
-            raise ValueError(f'Norm.kind is {self.kind!r}: choose "none", "frozen", "batch" or "group"')
+        if self.name not in ("none", "frozen", "batch", "group"):
+            raise ValueError(f'Norm.name is {self.name!r}: choose "none", "frozen", "batch" or "group"')
 
     def layer(self, channels: int) -> BatchNorm2d | FrozenBatchNorm2d | GroupNorm | None:
         """A new layer for so many channels, or None."""
-        if self.kind == "frozen":
+        if self.name == "frozen":
             return FrozenBatchNorm2d(channels, eps=self.eps)
-        if self.kind == "batch":
+        if self.name == "batch":
             return BatchNorm2d(channels, eps=self.eps, momentum=self.momentum)
-        if self.kind == "group":
+        if self.name == "group":
             return GroupNorm(self.groups, channels, eps=self.eps)
         return None
 
