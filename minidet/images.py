@@ -95,20 +95,16 @@ class Preprocess:
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
             raise ValueError(f"expected a uint8 RGB image (H, W, 3), got {image.dtype} {image.shape}")
         size = self.size(*image.shape[:2])
-        if self.bgr:
-            image = image[:, :, ::-1]
-        if size == image.shape[:2]:
-            resized = image.astype(dtype)
-        elif self.method == "float":
-            resized = resize_bilinear(image, size, dtype)
-        else:
+        if self.method == "pil" and size != image.shape[:2]:
             pil = Image.fromarray(np.ascontiguousarray(image))
-            resized = np.asarray(pil.resize(size[::-1], Image.Resampling.BILINEAR)).astype(dtype)
+            image = np.asarray(pil.resize(size[::-1], Image.Resampling.BILINEAR))
+        # 0..1 is float32 even when the rest is float64, as where the reference systems decode an image.
+        pixels = image.astype(np.float32) / np.float32(1 / self.scale)
+        if size != image.shape[:2]:
+            pixels = resize_bilinear(pixels, size, dtype)
         # Normalising after a bilinear resize is the same as before it: its weights sum to one.
-        resized *= np.asarray(self.scale, dtype)
-        resized -= np.asarray(self.mean, dtype)
-        resized /= np.asarray(self.std, dtype)
-        return resized
+        channels = slice(None, None, -1 if self.bgr else 1)
+        return (pixels[:, :, channels].astype(dtype) - np.asarray(self.mean, dtype)) / np.asarray(self.std, dtype)
 
     def boxes(self, boxes: np.ndarray, old: tuple[int, int], new: tuple[int, int]) -> np.ndarray:
         """Boxes of an image of size `old` (h, w), after it was resized to `new`.

@@ -1,95 +1,169 @@
-"""Pictures for the built-in data: rotated outlines on noisy, textured backgrounds."""
+"""Pictures for the built-in data: rotated outlines on noisy, textured backgrounds.
+
+What visits every pixel is compiled; what is random is drawn outside, from a generator the caller passes.
+"""
 
 from __future__ import annotations
 
-from math import ceil, cos, log, pi, sin
+from functools import lru_cache
+from math import ceil, cos, pi, sin, sqrt
+from statistics import NormalDist
 
 import numpy as np
+from numba import njit
 from PIL import Image
 
 CLASSES = ("circle", "square", "triangle", "star", "ring", "cross", "ell", "half")
+CIRCLE, SQUARE, TRIANGLE, STAR, RING, CROSS, ELL, HALF = range(8)
+TIPS = tuple((cos(2 * pi * k / 5), sin(2 * pi * k / 5)) for k in range(1, 5))
+"""Directions of the star's tips but the first, (1, 0)."""
 REACH = 1.28
-"""No outline leaves this multiple of its radius; the square's corners and the ell's come closest."""
+"""No outline leaves this multiple of its radius; the corners of the ell come closest."""
+QUANTILES = 2**12
 COLOUR_GAP = 60
 """How far, in levels of 255, an object's colour stays from the mean of what lies under it."""
 
 
-def outline(label: int, radius: float, turn: float, stretch: tuple[float, float]) -> np.ndarray:
-    """The pixels of one object, cropped to its bounding box.
+@njit(cache=True)
+def inside(label: int, u: float, v: float) -> bool:
+    """Whether the point (u, v), in radii from the centre and turned with the object, belongs to it."""
+    if label == CIRCLE:
+        return u * u + v * v < 1
+    if label == SQUARE:
+        return max(abs(u), abs(v)) < 0.86
+    if label == TRIANGLE:
+        return 1.75 * abs(u) - 1.1 < v < 0.55
+    if label == STAR:
+        # Seen from its nearest tip, the star's edge is a straight line on either side of the tip's axis.
+        along = u
+        for tip_u, tip_v in TIPS:
+            along = max(along, u * tip_u + v * tip_v)
+        across = sqrt(max(u * u + v * v - along * along, 0.0))
+        return along + 1.35 * across < 1.05
+    if label == RING:
+        return 0.3 < u * u + v * v < 1
+    if label == CROSS:
+        return min(abs(u), abs(v)) < 0.3 and max(abs(u), abs(v)) < 1
+    if label == ELL:
+        return max(abs(u), abs(v)) < 0.9 and (u < -0.25 or v > 0.25)
+    return u * u + v * v < 1.1 and v > 0  # HALF
+
+
+@njit(cache=True, nogil=True)
+def outline(label: int, radius_x: float, radius_y: float, turn: float) -> np.ndarray:
+    """The pixels of one object, turned, then stretched to its two radii, cropped to its bounding box.
 
     Shapes:
         returns: (h, w)
     """
-    half_w, half_h = (ceil(radius * s * REACH) + 1 for s in stretch)
-    x = np.arange(-half_w, half_w + 1, dtype=np.float32) / np.float32(radius * stretch[0])
-    y = np.arange(-half_h, half_h + 1, dtype=np.float32)[:, None] / np.float32(radius * stretch[1])
-    c, s = np.float32(cos(turn)), np.float32(sin(turn))
-    inside = _inside(label, c * x + s * y, c * y - s * x)
-    rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
-    if not len(rows):
-        return inside[:0, :0]
-    return inside[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-
-
-def _inside(label: int, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Which points (u, v), in radii from the centre and turned with the object, belong to it."""
-    match CLASSES[label]:
-        case "circle":
-            return u * u + v * v < 1
-        case "square":
-            return np.maximum(np.abs(u), np.abs(v)) < 0.86
-        case "triangle":
-            return (v < 0.55) & (v > 1.75 * np.abs(u) - 1.1)
-        case "star":
-            # Folded into one tenth of the star, whose edge there is a straight line.
-            from_tip = pi / 5 - np.abs(np.arctan2(v, u) % (2 * pi / 5) - pi / 5)
-            return np.hypot(u, v) * (np.cos(from_tip) + 1.35 * np.sin(from_tip)) < 1.05
-        case "ring":
-            squared = u * u + v * v
-            return (squared < 1) & (squared > 0.3)
-        case "cross":
-            u, v = np.abs(u), np.abs(v)
-            return (np.minimum(u, v) < 0.3) & (np.maximum(u, v) < 1)
-        case "ell":
-            return (np.maximum(np.abs(u), np.abs(v)) < 0.9) & ((u < -0.25) | (v > 0.25))
-        case _:  # half
-            return (u * u + v * v < 1.1) & (v > 0)
+    half_w, half_h = ceil(radius_x * REACH) + 1, ceil(radius_y * REACH) + 1
+    mask = np.zeros((2 * half_h + 1, 2 * half_w + 1), np.bool_)
+    top, bottom, left, right = mask.shape[0], 0, mask.shape[1], 0
+    c, s = cos(turn), sin(turn)
+    for row in range(mask.shape[0]):
+        y = (row - half_h) / radius_y
+        for column in range(mask.shape[1]):
+            x = (column - half_w) / radius_x
+            if inside(label, c * x + s * y, c * y - s * x):
+                mask[row, column] = True
+                top, bottom = min(top, row), max(bottom, row + 1)
+                left, right = min(left, column), max(right, column + 1)
+    return mask[top:bottom, left:right]
 
 
 def background(size: int, rng: np.random.Generator) -> np.ndarray:
-    """A smooth random colour field, and stripes across four in ten; float32 (size, size, 3)."""
-    cells = int(rng.choice([2, 4, 8, 16]))
-    base, amplitude = rng.integers(40, 216, 3), rng.integers(10, 60)
-    coarse = base + rng.integers(-amplitude, amplitude + 1, (cells, cells, 3))
-    coarse = Image.fromarray(np.clip(coarse, 0, 255).astype(np.uint8))
-    image = np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC)).astype(np.float32)
+    """A smooth random colour field, and stripes across four in ten.
+
+    Shapes:
+        returns: (3, size, size)
+    Units: float32, levels of 255; one plane a colour, so that stripes add to contiguous memory.
+    """
+    cells = 2 ** int(rng.integers(1, 5))
+    base, amplitude = rng.integers(40, 216, (3, 1, 1)), rng.integers(10, 60)
+    coarse = np.clip(base + rng.integers(-amplitude, amplitude + 1, (3, cells, cells)), 0, 255)
+    enlarge = _bicubic(cells, size)
+    planes = enlarge @ coarse.astype(np.float32) @ enlarge.T
     if rng.random() < 0.4:
         turn, frequency = rng.random() * pi, rng.uniform(0.1, 0.8) * 128 / size
         along = np.arange(size, dtype=np.float32) * np.float32(frequency)
         phase = np.float32(cos(turn)) * along + np.float32(sin(turn)) * along[:, None]
-        image += np.float32(rng.uniform(5, 20)) * np.sin(phase)[:, :, None]
+        planes += np.float32(rng.uniform(5, 20)) * np.sin(phase)
+    return planes
+
+
+@lru_cache(maxsize=16)
+def _bicubic(cells: int, size: int) -> np.ndarray:
+    """The matrix (size, cells) that enlarges a column: resizing is linear, so enlarge the identity."""
+    identity = Image.fromarray(np.eye(cells, dtype=np.float32))
+    return np.asarray(identity.resize((cells, size), Image.Resampling.BICUBIC))
+
+
+def paint(planes: np.ndarray, mask: np.ndarray, corner: tuple[int, int], rng: np.random.Generator) -> None:
+    """Fill `mask`, its upper left pixel at `corner` (x, y), with a colour that differs from what is there.
+
+    Half of the objects are grainy.
+    """
+    colours = rng.integers(0, 256, (20, 3))
+    strength = rng.uniform(0, 12) if rng.random() < 0.5 else 0.0
+    _fill(planes, mask, *corner, colours, strength, _bits(mask.size, rng), _normal_quantiles())
+
+
+@njit(cache=True, nogil=True)
+def _fill(planes, mask, x, y, colours, strength, bits, quantiles):
+    h, w = mask.shape
+    under = np.zeros(3)
+    for channel in range(3):
+        for row in range(h):
+            for column in range(w):
+                under[channel] += planes[channel, y + row, x + column]
+    chosen = 0  # should none of twenty be far enough
+    for n in range(len(colours)):
+        gap = 0.0
+        for channel in range(3):
+            gap += (colours[n, channel] - under[channel] / mask.size) ** 2
+        if gap > COLOUR_GAP**2:
+            chosen = n
+            break
+    for row in range(h):
+        for column in range(w):
+            if mask[row, column]:
+                grain = strength * quantiles[bits[row * w + column]]
+                for channel in range(3):
+                    planes[channel, y + row, x + column] = colours[chosen, channel] + grain
+
+
+def add_noise(planes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The finished uint8 image: sensor noise of a random strength, then the limits 0 and 255.
+
+    Shapes:
+        planes: (3, H, W)
+        returns: (H, W, 3)
+    """
+    return _expose(planes, np.float32(rng.uniform(3, 20)), _bits(planes.size, rng), _normal_quantiles())
+
+
+@njit(cache=True, nogil=True)
+def _expose(planes, strength, bits, quantiles):
+    _, H, W = planes.shape
+    image = np.empty((H, W, 3), np.uint8)
+    darkest, brightest = np.float32(0), np.float32(255)
+    pixel = 0
+    for channel in range(3):
+        for row in range(H):
+            for column in range(W):
+                level = planes[channel, row, column] + strength * quantiles[bits[pixel]]
+                image[row, column, channel] = np.uint8(min(max(level, darkest), brightest))
+                pixel += 1
     return image
 
 
-def paint(image: np.ndarray, mask: np.ndarray, corner: tuple[int, int], rng: np.random.Generator) -> None:
-    """Fill `mask`, its upper left pixel at `corner` (x, y), with a colour that differs from what is there."""
-    x, y = corner
-    region = image[y : y + mask.shape[0], x : x + mask.shape[1]]
-    colours = rng.integers(0, 256, (20, 3)).astype(np.float32)
-    far = np.linalg.norm(colours - region.mean((0, 1)), axis=1) > COLOUR_GAP
-    colour = colours[far.argmax()]  # the first one, should none of twenty be far
-    if rng.random() < 0.5:
-        grain = rng.standard_normal((np.count_nonzero(mask), 1), dtype=np.float32)
-        colour = colour + np.float32(rng.uniform(0, 12)) * grain
-    region[mask] = colour
+def _bits(count: int, rng: np.random.Generator) -> np.ndarray:
+    """Random indices into `_normal_quantiles`: a normal number for a fraction of the price of drawing one."""
+    return rng.bit_generator.random_raw(-(-count // 4)).view(np.uint16) & np.uint16(QUANTILES - 1)
 
 
-def add_noise(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The finished uint8 image: sensor noise of a random strength, then the limits 0 and 255."""
-    image += np.float32(rng.uniform(3, 20)) * rng.standard_normal(image.shape, dtype=np.float32)
-    return np.clip(image, 0, 255, out=image).astype(np.uint8)
-
-
-def log_uniform(low: float, high: float, rng: np.random.Generator) -> float:
-    """A size such that halving and doubling are equally likely."""
-    return float(np.exp(rng.uniform(log(low), log(high))))
+@lru_cache(maxsize=1)
+def _normal_quantiles() -> np.ndarray:
+    """Equally likely values of the normal distribution, the outermost at 3.7."""
+    quantile = NormalDist().inv_cdf
+    return np.array([quantile((i + 0.5) / QUANTILES) for i in range(QUANTILES)], np.float32)

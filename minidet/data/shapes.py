@@ -7,6 +7,7 @@ nothing to cache.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import pi
 from typing import Any
 
 import numpy as np
@@ -76,10 +77,10 @@ class Shapes:
     def __getitem__(self, index: int) -> Sample:
         rng = self._rng(index)
         masks, boxes, labels = _layout(VARIANTS[self.variant], self.image_size, rng)
-        image = drawing.background(self.image_size, rng)
+        planes = drawing.background(self.image_size, rng)
         for mask, box in zip(masks, boxes, strict=True):
-            drawing.paint(image, mask, (int(box[0]), int(box[1])), rng)
-        return Sample(drawing.add_noise(image, rng), boxes, labels, index + 1, self._name(index))
+            drawing.paint(planes, mask, (int(box[0]), int(box[1])), rng)
+        return Sample(drawing.add_noise(planes, rng), boxes, labels, index + 1, self._name(index))
 
     def size(self, index: int) -> tuple[int, int]:
         """(H, W) of every image."""
@@ -151,11 +152,12 @@ def _layout(
     wanted = 0 if rng.random() < variant.empty else int(rng.integers(fewest, most + 1))
     for _ in range(wanted):
         for _ in range(TRIES):
-            label, mask = _draw_object(variant, scale, rng)
+            chance = rng.random(6)
+            label, mask = _draw_object(variant, scale, chance)
             h, w = mask.shape
             if max(h, w) >= size or not _wanted(variant, h / scale, w / scale):
                 continue
-            x, y = int(rng.integers(0, size - w)), int(rng.integers(0, size - h))
+            x, y = int(chance[4] * (size - w)), int(chance[5] * (size - h))
             box = (x, y, x + w, y + h)
             if any(_too_close(box, other) for other in boxes):
                 continue
@@ -166,16 +168,20 @@ def _layout(
     return masks, np.array(boxes, np.float32).reshape(-1, 4), np.array(labels, np.int64)
 
 
-def _draw_object(variant: Variant, scale: float, rng: np.random.Generator) -> tuple[int, np.ndarray]:
-    label = int(rng.integers(len(drawing.CLASSES)))
-    radius = drawing.log_uniform(*variant.sizes, rng) / 2 * scale
-    turn = rng.random() * 2 * np.pi
-    stretch = (1.0, 1.0)
-    if variant.aspects != (1, 1):
-        # Stretched after turning, so that the box, not only the object, is long and narrow.
-        root = drawing.log_uniform(*variant.aspects, rng) ** 0.5
-        stretch = (root, 1 / root) if rng.random() < 0.5 else (1 / root, root)
-    return label, drawing.outline(label, radius, turn, stretch)
+def _draw_object(variant: Variant, scale: float, chance: np.ndarray) -> tuple[int, np.ndarray]:
+    """Label and mask, from four of six numbers drawn uniformly from 0..1."""
+    label = int(chance[0] * len(drawing.CLASSES))
+    radius = _log_uniform(variant.sizes, chance[1]) / 2 * scale
+    # Stretched after turning, along x or along y: the box, not only the object, is long and narrow.
+    side = 2 * chance[3] - 1
+    stretch = _log_uniform(variant.aspects, abs(side)) ** (0.5 if side > 0 else -0.5)
+    return label, drawing.outline(label, radius * stretch, radius / stretch, 2 * pi * chance[2])
+
+
+def _log_uniform(limits: tuple[float, float], chance: float) -> float:
+    """A number such that halving and doubling are equally likely."""
+    low, high = limits
+    return low * (high / low) ** chance
 
 
 def _wanted(variant: Variant, h: float, w: float) -> bool:
