@@ -1,1 +1,31 @@
-"""minidet: RetinaNet built from the array up."""
+"""minidet: RetinaNet built from the array up.
+
+    import minidet as md
+
+    train, val = md.coco("BCCD", split="train"), md.coco("BCCD", split="val")
+    model = md.RetinaNet(md.presets.small(classes=train.classes), seed=0)
+    md.train(model, train, validate=val, images=30_000, out="runs/first")
+    print(md.evaluate(model, val).table())
+    found = md.detect(model, "photo.jpg")
+    found.draw().save("found.png")
+"""
+
+from minidet.autograd import Tensor, checkpoint, no_grad
+from minidet.data import shapes
+from minidet.detect import Found, detect
+from minidet.evaluation import Evaluation, evaluate
+from minidet.models import RetinaNet, RetinaNetConfig, presets
+
+__all__ = [
+    "Evaluation",
+    "Found",
+    "RetinaNet",
+    "RetinaNetConfig",
+    "Tensor",
+    "checkpoint",
+    "detect",
+    "evaluate",
+    "no_grad",
+    "presets",
+    "shapes",
+]
