@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 from numba import njit, prange
@@ -76,7 +77,7 @@ def normalize_groups_gradient(x, gy, weight, mean, scale, maps: Maps):
 def _places(maps: Maps) -> list[slice]:
     """Where each level lies along S."""
     ends = np.cumsum([0, *(math.prod(map_) for map_ in maps)]).tolist()
-    return [slice(start, stop) for start, stop in zip(ends[:-1], ends[1:], strict=True)]
+    return [slice(start, stop) for start, stop in pairwise(ends)]
 
 
 def _starts(maps: Maps) -> np.ndarray:
@@ -101,7 +102,7 @@ def _normalize_groups_gradient_numba(x, gy, weight, mean, scale, maps: Maps):
 def _normalize(x, weight, bias, groups, eps, starts):
     """One image at a time, which stays in cache; sums per channel, in float64, so the inner loop runs
     along memory and vectorises."""
-    N, S, C = x.shape
+    N, _, C = x.shape
     L, width = starts.size - 1, C // groups
     y = np.empty_like(x)
     means, scales = np.empty((N, L, groups), x.dtype), np.empty((N, L, groups), x.dtype)
@@ -137,7 +138,7 @@ def _normalize(x, weight, bias, groups, eps, starts):
 
 @njit(parallel=True, cache=True, error_model="numpy")
 def _normalize_gradient(x, gy, weight, mean, scale, starts):
-    N, S, C = x.shape
+    N, _, C = x.shape
     L, groups = mean.shape[1], mean.shape[2]
     width = C // groups
     gx = np.empty_like(gy)

@@ -22,7 +22,7 @@ def gather_windows(x, size: Pair, stride: Pair, dilation: Pair):
     """
     xp = backend.namespace(x)
     N, H, W, C = x.shape
-    P, Q = (output_size(n, *rule) for n, rule in zip((H, W), zip(size, stride, dilation)))
+    P, Q = (output_size(n, *rule) for n, rule in zip((H, W), zip(size, stride, dilation, strict=True), strict=True))
     windows = xp.empty((N, P, Q, *size, C), dtype=x.dtype, device=x.device)
     for i in range(size[0]):
         for j in range(size[1]):
@@ -36,7 +36,7 @@ def gather_windows(x, size: Pair, stride: Pair, dilation: Pair):
 def _gather_windows_numpy(x, size: Pair, stride: Pair, dilation: Pair):
     # A view with repeated strides: no copy at all.  Callers must not write to it.
     N, H, W, C = x.shape
-    P, Q = (output_size(n, *rule) for n, rule in zip((H, W), zip(size, stride, dilation)))
+    P, Q = (output_size(n, *rule) for n, rule in zip((H, W), zip(size, stride, dilation, strict=True), strict=True))
     n, h, w, c = x.strides
     return np.lib.stride_tricks.as_strided(
         x,

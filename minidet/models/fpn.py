@@ -47,6 +47,7 @@ class FeaturePyramid(Module):
         self.extra = [Conv2d(channels if i else first, channels, 3, stride=2, **conv) for i in range(extras)]
 
     def __call__(self, maps: list[Tensor]) -> list[Tensor]:
+        """The backbone's maps -> all levels, finest first."""
         inner = [lateral(x) for lateral, x in zip(self.lateral, maps, strict=True)]
         for i in reversed(range(len(inner) - 1)):
             inner[i] = inner[i] + upsample_nearest(inner[i + 1], inner[i].shape[1:3])

@@ -53,6 +53,7 @@ class Subnet(Module):
         self.final = Conv2d(channels, anchors * outputs, 3, initialize=final, bias=final_bias, rng=rng)
 
     def __call__(self, x: Tensor, maps: tuple[tuple[int, int], ...]) -> Tensor:
+        """(N, S, C) and the (H, W) of every level -> (N, R, outputs)."""
         for layer in self.tower:
             x = layer(x, maps)
         x = self.final(x, maps)                                 # (N, S, A * outputs)
@@ -78,4 +79,5 @@ class RetinaNetHead(Module):
         self.box_subnet = Subnet(channels, anchors, 4, config, rng=rng)
 
     def __call__(self, x: Tensor, maps: tuple[tuple[int, int], ...]) -> tuple[Tensor, Tensor]:
+        """(N, S, C) and the (H, W) of every level -> logits (N, R, K), deltas (N, R, 4)."""
         return self.class_subnet(x, maps), self.box_subnet(x, maps)

@@ -79,6 +79,7 @@ class BasicBlock(Module):
         self.shortcut = _shortcut(channels, filters, stride, norm, rng)
 
     def __call__(self, x: Tensor) -> Tensor:
+        """(N, H, W, C) -> (N, P, Q, F)."""
         y = self.conv2(self.conv1(x))
         return relu(y + (x if self.shortcut is None else self.shortcut(x)))
 
@@ -102,6 +103,7 @@ class Bottleneck(Module):
         self.shortcut = _shortcut(channels, filters, stride, norm, rng)
 
     def __call__(self, x: Tensor) -> Tensor:
+        """(N, H, W, C) -> (N, P, Q, 4 * width)."""
         y = self.conv3(self.conv2(self.conv1(x)))
         return relu(y + (x if self.shortcut is None else self.shortcut(x)))
 
@@ -138,6 +140,7 @@ class ResNet(Module):
             part.freeze()
 
     def __call__(self, images: Tensor) -> list[Tensor]:
+        """(N, H, W, 3) -> the maps at strides 8, 16 and so on."""
         x = max_pool2d(self.stem(images), 3, stride=2, padding=1)
         levels = []
         for stage in self.stages:

@@ -70,6 +70,7 @@ class RetinaNet(Module):
         self.to(xp)
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, H, W, 3) -> logits (N, R, K), deltas (N, R, 4)."""
         if images.ndim != 4 or images.shape[3] != 3:
             raise ValueError(f"RetinaNet: images must be (N, H, W, 3), got {images.shape}")
         levels = self.features(images)
