@@ -185,6 +185,13 @@ def test_clipping_keeps_the_direction(library, rng):
     assert gradient_norm([]) == 0
 
 
+def test_clipping_leaves_a_bad_gradient_to_be_seen():
+    p = Tensor(np.zeros(2))
+    p.grad = np.array([np.inf, 1.0])
+    assert clip_grad_norm([p], 1.0) == math.inf
+    assert p.grad.tolist() == [math.inf, 1.0]
+
+
 def test_warmup_is_linear_and_milestones_act_at_once():
     schedule = Schedule(0.1, 100, warmup=10, warmup_start=0.1, milestones=(50, 50, 80), factor=0.5)
     assert [schedule.lr(t) for t in (0, 5, 10, 49)] == pytest.approx([0.01, 0.055, 0.1, 0.1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from minidet import backend
@@ -25,6 +26,7 @@ def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> float:
     The direction is kept; a gradient exactly at `max_norm` is shortened by the guard's part in 1e6.
 
     Source: Pascanu et al., arXiv:1211.5063, section 3.2 and algorithm 1, with torch's guard.
+    Differs: gradients whose norm is not finite stay as they are, so that the caller can see which are bad.
     Raises:
         ValueError: if `max_norm` is not above 0.
     """
@@ -33,7 +35,7 @@ def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> float:
     parameters = list(parameters)
     norm = gradient_norm(parameters)
     factor = max_norm / (norm + GUARD)
-    if factor < 1:
+    if factor < 1 and math.isfinite(norm):
         for parameter in parameters:
             if parameter.grad is not None:
                 parameter.grad *= factor

@@ -1,0 +1,44 @@
+"""When the loss is no number any more: which layer was the first to say so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from minidet.autograd import observe
+
+
+class NonFiniteError(RuntimeError):
+    """Training stopped because a loss or a gradient was infinite or not a number."""
+
+
+def first_non_finite(model, batch_images: np.ndarray, run: Callable[[], object]) -> str:
+    """Where the first infinity or NaN appears when `run()` repeats the step, as a phrase.
+
+    Looks at the input, the parameters, then at every op's output and every gradient, in the order in which
+    they are computed.  Slow, since it looks at all of them; the training has stopped anyway.
+    """
+    if not np.isfinite(batch_images).all():
+        return "the input images"
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for name, parameter in model.named_parameters():
+        if not _finite(parameter.xp, parameter.data):
+            return f"the parameter {name}"
+    layer, found = "the input", ""
+
+    def watch(phase, op, inputs, array):
+        nonlocal layer, found
+        owned = [names[id(x)].rpartition(".")[0] for x in inputs if id(x) in names]
+        layer = f"layer {owned[0]}" if owned else layer
+        if not found and not _finite(inputs[0].xp, array):
+            what = "output" if phase == "forward" else "gradient"
+            found = f"the {what} of {op} {'in' if owned else 'after'} {layer}"
+
+    with observe(watch), np.errstate(all="ignore"):
+        run()
+    return found or "nowhere when the step was repeated: only the norm of all gradients overflowed"
+
+
+def _finite(xp, array) -> bool:
+    return bool(xp.all(xp.isfinite(array)))

@@ -1,0 +1,91 @@
+"""Everything the next step of a training depends on, named in one place.
+
+    weights, running statistics       model.state_dict()
+    velocities, moments, step counts  optimizer.state_dict()
+    learning rate                     a function of the position      (optim/schedule.py)
+    order, augmentation               functions of seed and position  (data/loader.py)
+    positives' moving average         TrainingState.moving            (detection/criterion.py)
+
+Because randomness is a function of the position, no generator has to be saved, and a resumed training is
+bitwise the one that was never stopped.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from minidet.data.sample import Dataset
+from minidet.detection.criterion import MOVING_START
+from minidet.optim import Optimizer
+from minidet.training.checkpoint import Checkpoint, CheckpointError
+from minidet.training.config import FREE, TrainConfig
+from minidet.training.settings import differences, from_json, to_json
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """Where a training stands, between two steps."""
+
+    position: int = 0
+    """Images seen."""
+    steps: int = 0
+    moving: float = MOVING_START
+    """Moving average of the positive anchors of a batch; only the "moving" normaliser reads it."""
+    best_ap: float = -1.0
+    """Highest validation AP so far; below 0 before the first."""
+    best_position: int = 0
+    seconds: float = 0.0
+    """Wall time of all steps so far."""
+
+
+def capture(
+    model, optimizer: Optimizer, config: TrainConfig, state: TrainingState, dataset: Dataset
+) -> Checkpoint:
+    """All of it, as a checkpoint."""
+    return Checkpoint(
+        model=to_json(model.config),
+        classes=tuple(dataset.classes),
+        category_ids=tuple(dataset.category_ids),
+        weights=model.state_dict(),
+        optimizer=optimizer.state_dict(),
+        training={"config": to_json(config), "state": to_json(state)},
+    )
+
+
+def restore(
+    checkpoint: Checkpoint, model, optimizer: Optimizer, config: TrainConfig, dataset: Dataset
+) -> TrainingState:
+    """Put model and optimizer where the checkpoint was taken, and say where that is.
+
+    Raises:
+        CheckpointError: if the checkpoint is of another model, data set or recipe: it would then not be the
+            same training that continues.
+    """
+    if not checkpoint.training:
+        raise CheckpointError("this checkpoint holds weights only: start from it with --init, not --resume")
+    if (checkpoint.classes, checkpoint.category_ids) != (tuple(dataset.classes), tuple(dataset.category_ids)):
+        raise CheckpointError(
+            f"the checkpoint was trained on the classes {_listed(checkpoint.classes, checkpoint.category_ids)}, "
+            f"but the data has {_listed(dataset.classes, dataset.category_ids)}"
+        )
+    changed = [f"model.{line}" for line in differences(checkpoint.model, to_json(model.config))]
+    changed += [
+        line
+        for line in differences(checkpoint.training["config"], to_json(config))
+        if line.partition(":")[0] not in FREE
+    ]
+    if changed:
+        raise CheckpointError(
+            "to resume is to continue the same training, but these settings changed: "
+            + "; ".join(changed)
+            + ".  To start a new training from these weights use --init"
+        )
+    state = from_json(TrainingState, checkpoint.training["state"])
+    model.load_state_dict(checkpoint.weights)
+    optimizer.load_state_dict(checkpoint.optimizer)
+    return state
+
+
+def _listed(classes, category_ids) -> str:
+    pairs = [f"{name} ({number})" for name, number in zip(classes, category_ids, strict=True)]
+    return ", ".join(pairs[:5]) + (f" and {len(pairs) - 5} more" if len(pairs) > 5 else "")
