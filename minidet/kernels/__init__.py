@@ -1,5 +1,6 @@
 """Kernels: what the Array API standard lacks."""
 
+from minidet.kernels import compiler  # noqa: F401  first: it says where compiled code is kept
 from minidet.kernels.boxes import areas, best_matches, claimed_anchors, pairwise_iou
 from minidet.kernels.convolution import convolve, convolve_input_gradient, convolve_weight_gradient
 from minidet.kernels.focal import focal_loss, focal_terms

@@ -47,9 +47,10 @@ def convolve_input_gradient(gy, weight, geometry: Geometry, memo: dict):
         dilation * (k - 1) - pad
         for k, pad, dilation in zip(geometry.size, geometry.padding, geometry.dilation, strict=True)
     )
-    if geometry.stride == (1, 1) and min(back) >= 0:
+    spread = Geometry(geometry.output_maps, geometry.size, (1, 1), back, geometry.dilation)
+    # A map smaller than the window has no output at all, and nothing to grow back from.
+    if geometry.stride == (1, 1) and min(back) >= 0 and spread.output_maps == geometry.maps:
         turned = weight[:, ::-1, ::-1, :].transpose(3, 1, 2, 0)  # (C, k, k, F)
-        spread = Geometry(geometry.output_maps, geometry.size, (1, 1), back, geometry.dilation)
         return convolve(gy, np.ascontiguousarray(turned), None, None, False, spread, memo)
     if geometry.size == (1, 1) and geometry.padding == (0, 0):
         return _spread_points(gy, weight, geometry)
@@ -92,8 +93,8 @@ def _blocks(x, geometry: Geometry):
         images = slice(start, min(N, start + step))
         rows = buffer[: images.stop - start]
         for map_, inside, (P, Q), output_inside in geometry.levels():
-            level = x[images, inside, :].reshape(-1, *map_, C)
+            level = x[images, inside, :].reshape(len(rows), *map_, C)
             padded = definition.pad_map(level, geometry.padding, np)
             windows = gather_windows(padded, geometry.size, geometry.stride, geometry.dilation)
-            rows[:, output_inside, :].reshape(-1, P, Q, *geometry.size, C)[...] = windows
+            rows[:, output_inside, :].reshape(len(rows), P, Q, *geometry.size, C)[...] = windows
         yield images, rows.reshape(-1, width)

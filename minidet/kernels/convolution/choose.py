@@ -9,11 +9,15 @@ is emptied whenever the weights change, so it can alter the speed and never the 
 from __future__ import annotations
 
 from minidet.kernels.convolution import blocked, definition
+from minidet.kernels.convolution.cpu import engine as cpu
 from minidet.kernels.kernel import Kernel
 
 convolve = Kernel(definition.convolve)
 convolve_input_gradient = Kernel(definition.convolve_input_gradient)
 convolve_weight_gradient = Kernel(definition.convolve_weight_gradient)
+
+# On NumPy, float32: compiled loops.  Without this line and its import, the folder cpu can be deleted.
+cpu.register(convolve, convolve_input_gradient, convolve_weight_gradient)
 
 # On NumPy, one group: the same matrix products, a cache-sized block of rows at a time.
 convolve.faster_on("numpy", "blocked", when=lambda *a: blocked.accepts(a[5]))(blocked.convolve)

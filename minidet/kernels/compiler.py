@@ -1,0 +1,54 @@
+"""How Numba is set up, before the first kernel is compiled: where compiled code lies, how threads wait.
+
+`minidet.kernels` imports this file first; it changes nothing that the user has set.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import numba
+
+SPINS = 1000
+"""Turns an idle thread of Numba's OpenMP pool spins before it sleeps (libgomp spins for milliseconds by
+default).  NumPy's matrix products wake another pool of threads; one pool's spinning then takes the cores
+from the other, which costs more than the product itself."""
+
+
+def cache_folder() -> Path:
+    """Where compiled kernels are kept: a folder per content of the kernel sources.
+
+    Numba looks only at the file of a function, not at the files it imports, to see whether compiled code
+    is out of date.  So the folder's name is a hash of every file here, of Numba's version and of the
+    vector width that the environment may force.
+    """
+    digest = hashlib.sha256(numba.__version__.encode() + os.environ.get("MINIDET_LANES", "").encode())
+    root = Path(__file__).parent
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return _user_cache() / "minidet" / digest.hexdigest()[:16]
+
+
+def _user_cache() -> Path:
+    """The user's cache folder on this system, or a temporary one where that cannot be written."""
+    home = Path.home()
+    if sys.platform == "win32":
+        folder = Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        folder = home / "Library" / "Caches"
+    else:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return Path(tempfile.gettempdir())
+    return folder if os.access(folder, os.W_OK) else Path(tempfile.gettempdir())
+
+
+os.environ.setdefault("GOMP_SPINCOUNT", str(SPINS))
+if not numba.config.CACHE_DIR:
+    numba.config.CACHE_DIR = str(cache_folder())

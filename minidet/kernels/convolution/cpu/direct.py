@@ -1,0 +1,105 @@
+"""Direct convolution: every tile of output pixels gathers its inputs through a table of their places.
+
+Nothing is laid out or padded.  A tile's table says for each tap and each of its ROWS pixels where the
+input row begins; outside of the map that is a row of zeros.  The input gradient is the same loop over
+another plan.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import get_num_threads, njit, prange
+
+from minidet.kernels.convolution.cpu.lanes import LANES, ROWS, VECTORS, WIDTH
+from minidet.kernels.convolution.cpu.microkernel import multiply_tile
+from minidet.kernels.convolution.cpu.panels import padded
+from minidet.kernels.convolution.cpu.plan import Plan
+
+GROUP = 8
+"""Tiles that one work unit runs through a panel of weights before it turns to the next panel."""
+
+
+def gathered_product(x, plan: Plan, panels, outputs: int, *, depth: int, scale=None, bias=None, relu=False):
+    """y[target] = act(bias + scale * sum over taps of x[source] @ w[tap]), for every tile of the plan.
+
+    Shapes:
+        x: (N, S, C), of whose pixels `depth` numbers are read
+        panels: as `panels.packed` makes them
+        scale, bias: (outputs,) or None
+        returns: (N, S', outputs)
+    """
+    N, _, C = x.shape
+    repeats = N // plan.images
+    y = np.empty((N, plan.written // plan.images, outputs), dtype=np.float32)
+    tiles = repeats * len(plan.tiles)
+    threads = get_num_threads()
+    rounds = -(-tiles // (threads * GROUP))
+    units = min(tiles, threads * rounds)
+    epilogue = _epilogue(outputs, scale, bias)
+    floor = np.float32(0 if relu else -np.inf)
+    _run(
+        units, tiles, x.reshape(-1), C, depth, np.zeros(depth, dtype=np.float32),
+        plan.tiles, plan.sources, plan.targets, plan.read, plan.written,
+        panels, len(plan.order), y.reshape(-1), outputs, epilogue, floor,
+    )  # fmt: skip
+    return y
+
+
+def _epilogue(outputs: int, scale, bias):
+    """Scale and shift of every output column, padded to whole vectors: (2, padded), flat."""
+    epilogue = np.zeros((2, padded(outputs)), dtype=np.float32)
+    epilogue[0, :outputs] = 1 if scale is None else scale
+    if bias is not None:
+        epilogue[1, :outputs] = bias
+    return epilogue.reshape(-1)
+
+
+@njit(parallel=True, cache=True)
+def _run(
+    units, tiles, x, pitch, depth, zeros, table, sources, targets, read, written,
+    panels, taps, y, outputs, epilogue, floor,
+):  # fmt: skip
+    for unit in prange(units):
+        first, last = unit * tiles // units, (unit + 1) * tiles // units
+        _unit(
+            first, last, x, pitch, depth, zeros, table, sources, targets, read, written,
+            panels, taps, y, outputs, epilogue, floor,
+        )  # fmt: skip
+
+
+@njit(cache=True)
+def _unit(
+    first, last, x, pitch, depth, zeros, table, sources, targets, read, written,
+    panels, taps, y, outputs, epilogue, floor,
+):  # fmt: skip
+    """Tiles `first` to `last`, panel by panel."""
+    # The zeros are another array: their place is counted in elements from the start of x.
+    nothing = (zeros.ctypes.data - x.ctypes.data) // 4
+    reads = np.empty((last - first) * taps * ROWS, dtype=np.int64)
+    writes = np.empty((last - first) * ROWS, dtype=np.int64)
+    for i in range(last - first):
+        repeat, tile = divmod(first + i, len(table))
+        source, used = table[tile, 0], table[tile, 2]
+        origin = repeat * read
+        place = i * taps * ROWS
+        for j in range(used * ROWS):
+            pixel = sources[source + j]
+            reads[place + j] = nothing if pixel < 0 else (origin + pixel) * pitch
+        for m in range(ROWS):
+            writes[i * ROWS + m] = (repeat * written + targets[tile, m]) * outputs
+    for column in range(0, outputs, WIDTH):
+        valid = min(WIDTH, outputs - column)
+        width = WIDTH if valid > LANES else LANES
+        for i in range(last - first):
+            tile = (first + i) % len(table)
+            panel = (column * taps + table[tile, 1] * width) * depth
+            if valid > LANES:
+                multiply_tile(
+                    x, reads, i * taps * ROWS, table[tile, 2], depth, panels, panel,
+                    y, writes, i * ROWS, column, valid, epilogue, floor, ROWS, VECTORS,
+                )  # fmt: skip
+            else:
+                multiply_tile(
+                    x, reads, i * taps * ROWS, table[tile, 2], depth, panels, panel,
+                    y, writes, i * ROWS, column, valid, epilogue, floor, ROWS, 1,
+                )  # fmt: skip

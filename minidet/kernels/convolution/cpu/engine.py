@@ -1,0 +1,73 @@
+"""Which of this engine's convolutions runs, and when: the only file choose.py knows.
+
+    direct    float32, one group, at least LEAST_CHANNELS channels on either side
+
+Everything else (float64, groups, a photo's three channels) is left to whoever registers next.
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+
+from minidet.kernels.convolution.cpu.direct import gathered_product
+from minidet.kernels.convolution.cpu.panels import packed
+from minidet.kernels.convolution.cpu.plan import forward_plan, input_gradient_plan
+from minidet.kernels.convolution.geometry import Geometry
+from minidet.kernels.kernel import Kernel
+
+LEAST_CHANNELS = 8
+"""With fewer, the loop over the channels of one tap is too short for its own set-up."""
+
+
+def register(convolve: Kernel, input_gradient: Kernel, weight_gradient: Kernel) -> None:
+    """Put this engine's versions into the three kernels, fastest first."""
+    convolve.faster_on(
+        "numpy", "direct", when=lambda x, weight, bias, scale, relu, g, memo: direct_accepts(x, weight, g)
+    )(direct)
+    input_gradient.faster_on(
+        "numpy", "direct", when=lambda gy, weight, g, memo: direct_accepts(gy, weight, g)
+    )(direct_input_gradient)
+
+
+def direct_accepts(x, weight, geometry: Geometry) -> bool:
+    """Whether the direct convolution may run; the same rule for x and for the gradient of y."""
+    return _plain(x, weight, geometry) and min(weight.shape[0], weight.shape[3]) >= LEAST_CHANNELS
+
+
+def direct(x, weight, bias, scale, relu: bool, geometry: Geometry, memo: dict):
+    """`definition.convolve`."""
+    plan = forward_plan(geometry, x.shape[0])
+    panels = packed(_taps(weight), plan.order, memo, transposed=False)
+    return gathered_product(
+        _ready(x), plan, panels, weight.shape[0], depth=weight.shape[3], scale=scale, bias=bias, relu=relu
+    )
+
+
+def direct_input_gradient(gy, weight, geometry: Geometry, memo: dict):
+    """`definition.convolve_input_gradient`: the same product over the table of who read whom."""
+    plan = input_gradient_plan(geometry, gy.shape[0])
+    panels = packed(_taps(weight), plan.order, memo, transposed=True)
+    return gathered_product(_ready(gy), plan, panels, weight.shape[3], depth=weight.shape[0])
+
+
+def _plain(a, b, geometry: Geometry) -> bool:
+    """What every version here needs.  Without the compiler there are no intrinsics."""
+    return (
+        a.dtype == np.float32
+        and b.dtype == np.float32
+        and geometry.groups == 1
+        and a.shape[0] * geometry.pixels * geometry.output_pixels > 0
+        and not numba.config.DISABLE_JIT
+    )
+
+
+def _taps(weight):
+    """(F, k, k, C) -> (F, taps, C)."""
+    F, k, l, C = weight.shape  # noqa: E741
+    return _ready(weight).reshape(F, k * l, C)
+
+
+def _ready(array):
+    """`array` itself where it is contiguous and writeable, else a copy: one compiled function for all."""
+    return array if array.flags.c_contiguous and array.flags.writeable else np.array(array, order="C")

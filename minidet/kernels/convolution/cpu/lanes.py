@@ -1,0 +1,35 @@
+"""How many float32 numbers one instruction of this machine handles, and the tile that follows from it."""
+
+from __future__ import annotations
+
+import os
+
+import llvmlite.binding as llvm
+
+
+def _host_lanes() -> int:
+    """16 with AVX-512, 8 with AVX2, else 4 (SSE, NEON); MINIDET_LANES overrides, for tests."""
+    forced = os.environ.get("MINIDET_LANES", "")
+    if forced:
+        if forced not in ("4", "8", "16"):
+            raise ValueError(f"MINIDET_LANES={forced!r}: vectors have 4, 8 or 16 lanes")
+        return int(forced)
+    features = llvm.get_host_cpu_features()
+    if features.get("avx512f"):
+        return 16
+    return 8 if features.get("avx2") else 4
+
+
+LANES = _host_lanes()
+"""float32 numbers in a vector register.  LLVM would also split wider vectors, only slower."""
+
+ROWS = 8 if LANES == 16 else 6
+"""Rows of the register tile.  ROWS * VECTORS sums, VECTORS weights and one broadcast input fit in the 32
+registers of AVX-512 or the 16 of AVX2; eight rows 4 KiB apart still fit the eight ways of a first-level
+cache, twelve would not."""
+
+VECTORS = 2
+"""Vectors in a row of the register tile: every broadcast input is used this often."""
+
+WIDTH = LANES * VECTORS
+"""Columns of the register tile, and of a panel of weights."""

@@ -1,0 +1,208 @@
+"""The register tile: the few lines of machine code in which a convolution spends its time.
+
+Numba's own loops keep their sums in memory and stop at a quarter of what the machine can do.  These
+functions write LLVM's intermediate language instead, with one explicit vector variable per register: LLVM
+keeps a ROWS x VECTORS tile of sums in registers while one broadcast input at a time meets one row of
+weights, which is as fast as the machine multiplies.
+
+Every function here takes flat float32 arrays and offsets in elements.  The numbers of rows and vectors
+are literals: each combination is a function of its own, unrolled.
+"""
+
+from __future__ import annotations
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.core.errors import TypingError
+from numba.extending import intrinsic
+
+from minidet.kernels.convolution.cpu.lanes import LANES
+
+INDEX = types.intp
+
+
+@intrinsic(prefer_literal=True)
+def multiply_tile(
+    typing, x, reads, read, taps, depth, panels, panel, y, writes, write, column, valid, epilogue, floor,
+    rows, vectors,
+):  # fmt: skip
+    """One tile of a convolution: gather, multiply, add up, finish, store.
+
+    y[writes[write + m] + column + j] = max(floor, shift[j] + scale[j] *
+        sum_{t < taps, k < depth} x[reads[read + t*rows + m] + k] * panels[panel + (t*depth + k)*width + j])
+
+    for m < rows and j < valid, with width = vectors * LANES, and scale and shift the two rows of `epilogue`
+    from `column` on.  NaN stays NaN.
+    """
+    signature = types.void(
+        x, reads, INDEX, INDEX, INDEX, panels, INDEX, y, writes, INDEX, INDEX, INDEX, epilogue,
+        types.float32, rows, vectors,
+    )  # fmt: skip
+    rows, vectors = _literal(rows), _literal(vectors)
+
+    def generate(context, builder, signature, args):
+        emit = _Emitter(context, builder, signature, args)
+        _, _, read, taps, depth, _, panel, _, _, write, column, valid, _, floor, _, _ = args
+        sums = [[emit.variable() for _ in range(vectors)] for _ in range(rows)]
+        width = emit.index(vectors * LANES)
+        with cgutils.for_range(builder, taps) as tap:
+            first = builder.add(read, builder.mul(tap.index, emit.index(rows)))
+            inputs = [
+                emit.pointer(0, builder.load(emit.pointer(1, builder.add(first, emit.index(m)))))
+                for m in range(rows)
+            ]
+            start = builder.add(panel, builder.mul(builder.mul(tap.index, depth), width))
+            weights = emit.pointer(5, start)
+            with cgutils.for_range(builder, depth) as k:
+                here = builder.gep(weights, [builder.mul(k.index, width)])
+                emit.multiply_add([builder.gep(row, [k.index]) for row in inputs], here, sums)
+        low = emit.broadcast(floor)
+        scales = emit.pointer(12, column)
+        half = builder.sdiv(emit.size(12), emit.index(2))
+        shifts = builder.gep(scales, [half])
+        for m, row in enumerate(sums):
+            offset = builder.load(emit.pointer(8, builder.add(write, emit.index(m))))
+            target = emit.pointer(7, builder.add(offset, column))
+            for v, total in enumerate(row):
+                value = emit.fma(builder.load(total), emit.load(scales, v), emit.load(shifts, v))
+                # An ordered comparison is false for NaN, so NaN is kept.
+                value = builder.select(builder.fcmp_ordered("<", value, low), low, value)
+                emit.store_some(value, target, v, valid)
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@intrinsic(prefer_literal=True)
+def accumulate_tile(typing, a, first_a, b, first_b, count, c, first_c, pitch, rows, vectors):
+    """Add `count` outer products to a tile.
+
+    c[first_c + m*pitch + j] += sum_{p < count} a[first_a + p*rows + m] * b[first_b + p*width + j]
+
+    for m < rows and j < width = vectors * LANES.
+    """
+    signature = types.void(a, INDEX, b, INDEX, INDEX, c, INDEX, INDEX, rows, vectors)
+    rows, vectors = _literal(rows), _literal(vectors)
+
+    def generate(context, builder, signature, args):
+        emit = _Emitter(context, builder, signature, args)
+        _, first_a, _, first_b, count, _, first_c, pitch, _, _ = args
+        targets = [
+            emit.pointer(5, builder.add(first_c, builder.mul(pitch, emit.index(m)))) for m in range(rows)
+        ]
+        sums = [[emit.variable(emit.load(row, v)) for v in range(vectors)] for row in targets]
+        left, right = emit.pointer(0, first_a), emit.pointer(2, first_b)
+        with cgutils.for_range(builder, count) as p:
+            column = builder.gep(left, [builder.mul(p.index, emit.index(rows))])
+            here = builder.gep(right, [builder.mul(p.index, emit.index(vectors * LANES))])
+            emit.multiply_add([builder.gep(column, [emit.index(m)]) for m in range(rows)], here, sums)
+        for row, target in zip(sums, targets, strict=True):
+            for v, total in enumerate(row):
+                emit.store(builder.load(total), target, v)
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@intrinsic(prefer_literal=True)
+def copy_run(typing, target, to, source, start, length):
+    """target[to : to + length] = source[start : start + length] in one move; `length` is a literal."""
+    signature = types.void(target, INDEX, source, INDEX, length)
+    length = _literal(length)
+
+    def generate(context, builder, signature, args):
+        emit = _Emitter(context, builder, signature, args, lanes=length)
+        emit.store(emit.load(emit.pointer(2, args[3]), 0), emit.pointer(0, args[1]), 0)
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+class _Emitter:
+    """Writes vector instructions for one call of an intrinsic."""
+
+    def __init__(self, context, builder, signature, args, lanes: int = LANES) -> None:
+        self.context, self.builder, self.types, self.args = context, builder, signature.args, args
+        self.vector = ir.VectorType(ir.FloatType(), lanes)
+        self.lanes = lanes
+
+    def index(self, value: int):
+        return ir.Constant(ir.IntType(64), value)
+
+    def pointer(self, argument: int, offset):
+        """Where element `offset` of that array argument is."""
+        return self.builder.gep(self._array(argument).data, [offset])
+
+    def size(self, argument: int):
+        """How many elements that array argument has."""
+        return self._array(argument).nitems
+
+    def variable(self, value=None):
+        """A vector that LLVM will keep in a register, zero unless told otherwise."""
+        slot = cgutils.alloca_once(self.builder, self.vector)
+        self.builder.store(ir.Constant(self.vector, None) if value is None else value, slot)
+        return slot
+
+    def load(self, pointer, v: int):
+        """The v-th vector behind `pointer`, which need not be aligned."""
+        return self.builder.load(self._vectors(pointer, v), align=4)
+
+    def store(self, value, pointer, v: int) -> None:
+        self.builder.store(value, self._vectors(pointer, v), align=4)
+
+    def store_some(self, value, pointer, v: int, valid) -> None:
+        """Store those lanes of the v-th vector whose column is below `valid`."""
+        first = v * self.lanes
+        whole = self.builder.icmp_signed(">=", valid, self.index(first + self.lanes))
+        with self.builder.if_else(whole) as (then, otherwise):
+            with then:
+                self.store(value, pointer, v)
+            with otherwise:
+                columns = ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), list(range(first, first + self.lanes)))
+                limit = self.broadcast(self.builder.trunc(valid, ir.IntType(32)))
+                self._masked_store(value, pointer, v, self.builder.icmp_signed("<", columns, limit))
+
+    def broadcast(self, scalar):
+        """A vector of one number."""
+        empty = ir.Constant(ir.VectorType(scalar.type, self.lanes), ir.Undefined)
+        one = self.builder.insert_element(empty, scalar, ir.Constant(ir.IntType(32), 0))
+        first = ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), [0] * self.lanes)
+        return self.builder.shuffle_vector(one, empty, first)
+
+    def fma(self, a, b, c):
+        """a * b + c, fused where the machine can: `fma` itself would be a library call elsewhere."""
+        kind = ir.FunctionType(self.vector, [self.vector] * 3)
+        name = f"llvm.fmuladd.v{self.lanes}f32"
+        return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, name), [a, b, c])
+
+    def multiply_add(self, inputs, weights, sums) -> None:
+        """sums[m][v] += inputs[m] * weights[v] for every row m and vector v of a tile."""
+        loaded = [self.load(weights, v) for v in range(len(sums[0]))]
+        for pointer, row in zip(inputs, sums, strict=True):
+            scalar = self.broadcast(self.builder.load(pointer))
+            for weight, total in zip(loaded, row, strict=True):
+                self.builder.store(self.fma(scalar, weight, self.builder.load(total)), total)
+
+    def _masked_store(self, value, pointer, v: int, mask) -> None:
+        target = self._vectors(pointer, v)
+        align = ir.Constant(ir.IntType(32), 4)
+        kind = ir.FunctionType(ir.VoidType(), [self.vector, target.type, align.type, mask.type])
+        name = f"llvm.masked.store.v{self.lanes}f32.p0"
+        store = cgutils.get_or_insert_function(self.builder.module, kind, name)
+        self.builder.call(store, [value, target, align, mask])
+
+    def _array(self, argument: int):
+        return self.context.make_array(self.types[argument])(
+            self.context, self.builder, self.args[argument]
+        )
+
+    def _vectors(self, pointer, v: int):
+        shifted = self.builder.gep(pointer, [self.index(v * self.lanes)])
+        return self.builder.bitcast(shifted, self.vector.as_pointer())
+
+
+def _literal(kind) -> int:
+    if not isinstance(kind, types.IntegerLiteral):
+        raise TypingError("the shape of a tile must be a literal integer")
+    return kind.literal_value

@@ -1,0 +1,60 @@
+"""Weights in the order in which the register tile reads them."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit, prange
+
+from minidet.kernels.convolution.cpu.lanes import LANES, WIDTH
+
+
+def packed(weight, order, memo: dict, *, transposed: bool):
+    """`weight` as panels of WIDTH outputs each, kept in `memo` while the weights do not change.
+
+    A panel holds, tap by tap in `order` and input channel by input channel, the weights of WIDTH
+    neighbouring outputs; missing outputs are zeros, and a last panel of few outputs is LANES wide.
+
+    Shapes:
+        weight: (F, taps, C), outputs F and depth C; `transposed` swaps them: the input gradient
+        returns: flat, panels of (taps, depth, WIDTH or LANES)
+    """
+    key = "cpu panels", weight.shape, transposed
+    if key not in memo:
+        F, T, C = weight.shape
+        outputs, depth = (C, F) if transposed else (F, C)
+        output_stride, depth_stride = (1, T * C) if transposed else (T * C, 1)
+        panels = np.empty(padded(outputs) * T * depth, dtype=np.float32)
+        _pack(weight.reshape(-1), order, panels, outputs, depth, output_stride, C, depth_stride)
+        memo[key] = panels
+    return memo[key]
+
+
+def padded(outputs: int) -> int:
+    """`outputs` rounded up to whole vectors."""
+    return -(-outputs // LANES) * LANES
+
+
+@njit(parallel=True, cache=True)
+def _pack(weight, order, panels, outputs, depth, output_stride, tap_stride, depth_stride):
+    taps = len(order)
+    for block in prange((outputs + WIDTH - 1) // WIDTH * taps):
+        _pack_block(block, weight, order, panels, outputs, depth, output_stride, tap_stride, depth_stride)
+
+
+@njit(cache=True)
+def _pack_block(block, weight, order, panels, outputs, depth, output_stride, tap_stride, depth_stride):
+    """One tap of one panel."""
+    taps = len(order)
+    panel, tap = block // taps, block % taps
+    first = panel * WIDTH
+    width = WIDTH if outputs - first > LANES else LANES
+    valid = min(width, outputs - first)
+    target = (first * taps + tap * width) * depth
+    source = first * output_stride + order[tap] * tap_stride
+    for _ in range(depth):
+        for j in range(valid):
+            panels[target + j] = weight[source + j * output_stride]
+        for j in range(valid, width):
+            panels[target + j] = 0
+        target += width
+        source += depth_stride
