@@ -8,6 +8,8 @@ from numba import njit
 from minidet import backend
 from minidet.kernels.kernel import Kernel
 
+_LANES = 128  # anchors that the fast version handles side by side
+
 
 def areas(boxes):
     """Area of every box.
@@ -57,11 +59,13 @@ def best_matches(anchors, gt):
 
 @best_matches.faster_on("numpy", when=lambda anchors, gt: anchors.dtype == gt.dtype)
 def _best_matches_numba(anchors, gt):
-    best_iou = np.zeros(len(anchors), anchors.dtype)
-    best_gt = np.zeros(len(anchors), np.int64)
-    gt_best = np.zeros(len(gt), anchors.dtype)
-    _best_matches(_columns(anchors), gt, best_iou, best_gt, gt_best)
-    return best_iou, best_gt, gt_best
+    R, dtype = len(anchors), anchors.dtype
+    columns = np.zeros((4, -(-R // _LANES), _LANES), dtype)  # filled up with boxes that overlap nothing
+    columns.reshape(4, -1)[:, :R] = anchors.T
+    best_iou, best_gt = np.zeros(columns.shape[1:], dtype), np.zeros(columns.shape[1:], np.int64)
+    gt_best = np.zeros((len(gt), _LANES), dtype)
+    _best_matches(columns, np.array(gt, order="C"), best_iou, best_gt, gt_best)
+    return best_iou.reshape(-1)[:R], best_gt.reshape(-1)[:R], gt_best.max(axis=1)
 
 
 @Kernel
@@ -83,51 +87,47 @@ def claimed_anchors(anchors, gt, gt_best):
 @claimed_anchors.faster_on("numpy", when=lambda anchors, gt, _: anchors.dtype == gt.dtype)
 def _claimed_anchors_numba(anchors, gt, gt_best):
     claimed = np.zeros(len(anchors), np.bool_)
-    _claimed_anchors(_columns(anchors), gt, gt_best, claimed)
+    _claimed_anchors(np.array(anchors.T, order="C"), np.array(gt, order="C"), gt_best, claimed)
     return claimed
 
 
-def _columns(boxes):
-    """(M, 4) -> (4, M), contiguous: a loop over anchors then reads each coordinate in order."""
-    return np.ascontiguousarray(boxes.T)
+_ZERO = np.float32(0)  # with an integer 0 Numba would compute in float64
 
 
-@njit(inline="always")
+@njit(forceinline=True, error_model="numpy")
 def iou_of(x1, y1, x2, y2, area, u1, v1, u2, v2, other_area):
-    """IoU of two boxes given by their corners and areas, rounded as `pairwise_iou` rounds it."""
-    width = min(x2, u2) - max(x1, u1)
-    height = min(y2, v2) - max(y1, v1)
-    if width > 0 and height > 0:
-        intersection = width * height
-        if intersection > 0:  # the product of two tiny sides may be 0
-            return intersection / (area + other_area - intersection)
-    return 0 * area
+    """IoU of two boxes given by corners and area, rounded exactly as `pairwise_iou` rounds it."""
+    intersection = max(min(x2, u2) - max(x1, u1), _ZERO) * max(min(y2, v2) - max(y1, v1), _ZERO)
+    union = area + other_area - intersection
+    return intersection / union if intersection > _ZERO else _ZERO
 
 
-@njit(cache=True, nogil=True)
+# The loops over anchors store choices (`a if better else b`) instead of branching, so that they become vector
+# instructions.  A maximum over all of them would not, for its order is fixed: hence one for each lane.
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
 def _best_matches(anchors, gt, best_iou, best_gt, gt_best):
-    X1, Y1, X2, Y2 = anchors
     for g in range(len(gt)):
-        u1, v1, u2, v2 = gt[g]
+        u1, v1, u2, v2 = gt[g, 0], gt[g, 1], gt[g, 2], gt[g, 3]
         area = (u2 - u1) * (v2 - v1)
-        for r in range(len(best_iou)):
-            x1, y1, x2, y2 = X1[r], Y1[r], X2[r], Y2[r]
-            iou = iou_of(x1, y1, x2, y2, (x2 - x1) * (y2 - y1), u1, v1, u2, v2, area)
-            if iou > best_iou[r]:
-                best_iou[r] = iou
-                best_gt[r] = g
-            if iou > gt_best[g]:
-                gt_best[g] = iou
+        for b in range(len(best_iou)):
+            for r in range(_LANES):
+                x1, y1, x2, y2 = anchors[0, b, r], anchors[1, b, r], anchors[2, b, r], anchors[3, b, r]
+                iou = iou_of(x1, y1, x2, y2, (x2 - x1) * (y2 - y1), u1, v1, u2, v2, area)
+                better = iou > best_iou[b, r]
+                best_iou[b, r] = iou if better else best_iou[b, r]
+                best_gt[b, r] = g if better else best_gt[b, r]
+                gt_best[g, r] = iou if iou > gt_best[g, r] else gt_best[g, r]
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def _claimed_anchors(anchors, gt, gt_best, claimed):
-    X1, Y1, X2, Y2 = anchors
+    X1, Y1, X2, Y2 = anchors[0], anchors[1], anchors[2], anchors[3]
     for g in range(len(gt)):
-        u1, v1, u2, v2 = gt[g]
+        u1, v1, u2, v2, best = gt[g, 0], gt[g, 1], gt[g, 2], gt[g, 3], gt_best[g]
         area = (u2 - u1) * (v2 - v1)
         for r in range(len(claimed)):
             x1, y1, x2, y2 = X1[r], Y1[r], X2[r], Y2[r]
             iou = iou_of(x1, y1, x2, y2, (x2 - x1) * (y2 - y1), u1, v1, u2, v2, area)
-            if iou == gt_best[g]:
-                claimed[r] = True
+            claimed[r] |= iou == best

@@ -71,13 +71,25 @@ def focal_loss(logits, labels, alpha: float | None, gamma: float):
     return xp.sum(xp.where(ignored, zero, loss), axis=(1, 2)), xp.where(ignored, zero, gradient)
 
 
+_f32, _i32 = np.float32, np.int32
+
+
 @focal_loss.faster_on("numpy", when=lambda logits, *_: logits.dtype == np.float32)
 def _focal_loss_numba(logits, labels, alpha: float | None, gamma: float):
-    logits = np.ascontiguousarray(logits)
-    gradient = np.empty_like(logits)
-    loss = np.zeros(len(logits), np.float64)
-    weights = (1.0, 1.0) if alpha is None else (alpha, 1.0 - alpha)
-    _focal_loss(logits, labels, np.float32(weights[0]), np.float32(weights[1]), np.float32(gamma), loss, gradient)
+    N, R, K = logits.shape
+    loss, gradient = np.zeros(N, np.float64), np.empty(logits.shape, np.float32)
+    objects, background = (1.0, 1.0) if alpha is None else (alpha, 1.0 - alpha)
+    _focal_loss(
+        np.ascontiguousarray(logits).reshape(-1),
+        np.ascontiguousarray(labels).reshape(-1),
+        R,
+        K,
+        _f32(objects),
+        _f32(background),
+        _f32(gamma),
+        loss,
+        gradient.reshape(-1),
+    )
     return loss.astype(np.float32), gradient
 
 
@@ -88,38 +100,36 @@ def _focal_loss_numba(logits, labels, alpha: float | None, gamma: float):
 _FAST = {"reassoc", "contract"}
 _BLOCK = 2048  # logits whose loss terms wait in the cache to be summed
 
-_f32, _i32 = np.float32, np.int32
 
-
-@njit(cache=True, nogil=True, fastmath=_FAST)
-def _focal_loss(logits, labels, object_weight, background_weight, gamma, loss, gradient):
-    N, R, K = logits.shape
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=_FAST)
+def _focal_loss(logits, labels, R, K, object_weight, background_weight, gamma, loss, gradient):
     rows = max(1, _BLOCK // max(1, K))
     terms = np.empty(rows * K, np.float32)
-    for n in range(N):
-        for start in range(0, R, rows):
-            stop = min(R, start + rows)
-            x, g = logits[n, start:stop].reshape(-1), gradient[n, start:stop].reshape(-1)
+    for n in range(len(loss)):
+        for start in range(n * R, (n + 1) * R, rows):
+            stop = min((n + 1) * R, start + rows)
+            first, last = start * K, stop * K
+            x, g = logits[first:last], gradient[first:last]
             # As if all were background, for almost all are, and a loop without branches is fast ...
             for i in range(len(x)):
                 terms[i], slope = _focal_term(-x[i], background_weight, gamma)
                 g[i] = -slope
             # ... then the few exceptions.
             for r in range(start, stop):
-                label = labels[n, r]
                 i = (r - start) * K
-                if label >= 0:
-                    terms[i + label], g[i + label] = _focal_term(x[i + label], object_weight, gamma)
-                elif label == IGNORE:
-                    terms[i : i + K] = _f32(0)
-                    g[i : i + K] = _f32(0)
+                if labels[r] >= 0:
+                    i += labels[r]
+                    terms[i], g[i] = _focal_term(x[i], object_weight, gamma)
+                elif labels[r] == IGNORE:
+                    for j in range(i, i + K):
+                        terms[j] = g[j] = _f32(0)
             total = 0.0
             for i in range(len(x)):
-                total += np.float64(terms[i])
+                total += terms[i]
             loss[n] += total
 
 
-@njit(inline="always", fastmath=_FAST)
+@njit(forceinline=True, error_model="numpy", fastmath=_FAST)
 def _focal_term(z, weight, gamma):
     """alpha_t * FL and its derivative by z, as in `focal_terms`."""
     size = abs(z)
@@ -135,7 +145,7 @@ def _focal_term(z, weight, gamma):
     return weight * cross_entropy, -weight * (gamma * p * cross_entropy + q)
 
 
-@njit(inline="always", fastmath=_FAST)
+@njit(forceinline=True, error_model="numpy", fastmath=_FAST)
 def _exp_of_negative(x):
     """e^x for x <= 0, and about 1e-38 instead of less; relative error below 2e-7.
 
@@ -155,7 +165,7 @@ def _exp_of_negative(x):
     return y * _i32((k + _i32(127)) << _i32(23)).view(np.float32)
 
 
-@njit(inline="always", fastmath=_FAST)
+@njit(forceinline=True, error_model="numpy", fastmath=_FAST)
 def _log1p_of_unit(x):
     """log(1 + x) for 0 <= x <= 1; relative error below 2e-7.
 

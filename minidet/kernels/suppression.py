@@ -70,35 +70,37 @@ def batched_nms(boxes, scores, labels, iou_threshold: float):
 @batched_nms.faster_on("numpy")
 def _batched_nms_numba(boxes, scores, labels, iou_threshold: float):
     order = np.argsort(-scores, kind="stable")
-    return _greedy(boxes, order, labels, float(iou_threshold))
-
-
-@njit(cache=True, nogil=True)
-def _greedy(boxes, order, labels, iou_threshold):
-    """Walk the boxes by score; compare each with the boxes kept so far of its own class only."""
-    K = labels.max() + 1 if len(labels) else 0
-    first = np.zeros(K + 1, np.int64)  # kept boxes of class k lie from first[k] to end[k]
-    for label in labels:
-        first[label + 1] += 1
-    for k in range(K):
-        first[k + 1] += first[k]
-    end = first[:K].copy()
-    kept = np.empty((len(order), 5), boxes.dtype)
+    ends = np.cumsum(np.bincount(labels))
+    starts = np.concatenate([[0], ends]).astype(np.int64)
     keep = np.empty(len(order), np.int64)
+    kept = np.empty((5, len(order)), boxes.dtype)
+    # float64 by name: a Python float would be compared in the boxes' dtype.
+    M = _greedy(np.ascontiguousarray(boxes), order, labels, np.float64(iou_threshold), starts, kept, keep)
+    return keep[:M]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _greedy(boxes, order, labels, iou_threshold, starts, kept, keep):
+    """Walk the boxes by score; compare each with the boxes kept so far of its own class only.
+
+    The kept boxes of class k, corners and area, lie in `kept` from starts[k] on; the number of all is returned.
+    """
+    ends = starts.copy()
     M = 0
     for i in order:
         k = labels[i]
-        x1, y1, x2, y2 = boxes[i]
+        x1, y1, x2, y2 = boxes[i, 0], boxes[i, 1], boxes[i, 2], boxes[i, 3]
         area = (x2 - x1) * (y2 - y1)
         dropped = False
-        for j in range(first[k], end[k]):
-            u1, v1, u2, v2, other = kept[j]
-            if iou_of(u1, v1, u2, v2, other, x1, y1, x2, y2, area) > iou_threshold:
+        for j in range(starts[k], ends[k]):
+            iou = iou_of(kept[0, j], kept[1, j], kept[2, j], kept[3, j], kept[4, j], x1, y1, x2, y2, area)
+            if iou > iou_threshold:
                 dropped = True
                 break
         if not dropped:
-            kept[end[k]] = x1, y1, x2, y2, area
-            end[k] += 1
+            j = ends[k]
+            kept[0, j], kept[1, j], kept[2, j], kept[3, j], kept[4, j] = x1, y1, x2, y2, area
+            ends[k] = j + 1
             keep[M] = i
             M += 1
-    return keep[:M].copy()
+    return M
