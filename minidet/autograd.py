@@ -108,9 +108,9 @@ class Tensor:
 
     def __repr__(self) -> str:
         made = f", from {self.node.op}" if self.node else ", requires_grad" if self.requires_grad else ""
-        values = repr(backend.to_numpy(self._data))
-        values = values.removeprefix("array(").removesuffix(")").replace("\n      ", "\n       ")
-        return f"Tensor({values}, shape={self.shape}{made})"
+        values = backend.to_numpy(self._data)
+        text = str(values).replace("\n", "\n       ")
+        return f"Tensor({text}, shape={self.shape}, dtype={values.dtype}{made})"
 
     def detach(self) -> Tensor:
         """The same values, cut off from the tape."""
@@ -201,7 +201,11 @@ def checkpoint(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
 
     def backward(gy):
         again = [Tensor(a, requires_grad=n) for a, n in zip(arrays, needed, strict=True)]
-        result = function(*again)
+        token = _recording.set(True)  # whatever holds where backward() was called
+        try:
+            result = function(*again)
+        finally:
+            _recording.reset(token)
         if result.requires_grad:
             result.backward(gy)
         return tuple(
