@@ -10,28 +10,62 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 """RGB in 0..1; what torchvision's pretrained weights were trained with."""
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+"""What is opened: not all that PIL can, which includes starting other programs."""
 
 
 class ImageError(ValueError):
     """A file that cannot be used as an image; the message names it."""
 
 
-def open_image(path: str | Path) -> np.ndarray:
-    """The picture upright, as RGB.
+def open_image(path: str | Path, *, upright: bool = True) -> np.ndarray:
+    """The picture in a file as RGB, turned upright as its EXIF orientation says.
+
+    Grey, palette, CMYK and other modes become RGB; what is transparent becomes white; of 16 bits the upper 8
+    are kept; of several frames the first.
 
     Shapes:
         returns: (H, W, 3)
     Units: uint8.
     Raises:
-        ImageError: if there is no such file, or it is no image, broken, or unreasonably large.
+        ImageError: if there is no such file, or it is broken, no image, or larger than PIL's limit against
+            decompression bombs.
     """
-    with Image.open(path) as image:
-        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    if not Path(path).is_file():
+        raise ImageError(f"{path}: no such file")
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            if upright:
+                ImageOps.exif_transpose(image, in_place=True)
+            return np.asarray(_to_rgb(image))
+    except UnidentifiedImageError:
+        raise ImageError(f"{path}: not an image; readable are {', '.join(FORMATS)}") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise ImageError(
+            f"{path}: more than {Image.MAX_IMAGE_PIXELS} pixels: a decompression bomb? If the file can be "
+            "trusted, raise PIL.Image.MAX_IMAGE_PIXELS"
+        ) from None
+    except Exception as error:  # decoders raise whatever their parsers do: struct.error, SyntaxError, OSError ...
+        raise ImageError(f"{path}: cannot be decoded ({type(error).__name__}: {error})") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16 bits, in one of several byte orders; PIL's own conversion clips them
+        levels = np.asarray(image).astype(np.int64)
+        if levels.min() < 0 or levels.max() >= 2**16:
+            raise ValueError("grey levels beyond 16 bits; convert it to 8 bits")
+        image = Image.fromarray((levels >> 8).astype(np.uint8))
+    if image.mode == "F":
+        raise ValueError("floating-point grey levels, of unknown range; convert it to 8 bits")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,22 @@
 """Data sets and the loader that feeds a model from them."""
 
+from minidet.data.annotations import DataError
 from minidet.data.augment import Augment
+from minidet.data.coco import CocoDataset, coco, write_coco
 from minidet.data.loader import Batch, Loader
 from minidet.data.sample import Dataset, Sample
 from minidet.data.shapes import Shapes, shapes
 
-__all__ = ["Augment", "Batch", "Dataset", "Loader", "Sample", "Shapes", "shapes"]
+__all__ = [
+    "Augment",
+    "Batch",
+    "CocoDataset",
+    "DataError",
+    "Dataset",
+    "Loader",
+    "Sample",
+    "Shapes",
+    "coco",
+    "shapes",
+    "write_coco",
+]
