@@ -57,9 +57,7 @@ def octaves(bases: Sequence[float], scales: int = 3) -> tuple[tuple[float, ...],
     return tuple(tuple(base * 2 ** (k / scales) for k in range(scales)) for base in bases)
 
 
-def anchors_for(
-    config: AnchorConfig, image_hw: tuple[int, int], grids: Sequence[tuple[int, int]]
-) -> np.ndarray:
+def anchors_for(config: AnchorConfig, image_hw: tuple[int, int], grids: Sequence[tuple[int, int]]) -> np.ndarray:
     """All anchors of an input of this size, in the order of the network's outputs.
 
     Shapes:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from minidet.autograd import Tensor
-from minidet.detection.assignment import MatcherConfig, assign
+from minidet.detection.assignment import BACKGROUND, MatcherConfig, assign
 from minidet.detection.coder import CoderConfig, decode_deltas, encode_boxes
 from minidet.ops import giou_loss, reshape, sigmoid_focal_loss_sum, smooth_l1, sum, take
 
@@ -105,9 +105,7 @@ def build_targets(
     return Targets(classes, rows, np.concatenate(matched_boxes), anchors[rows % R], positives)
 
 
-def image_weights(
-    config: LossConfig, positives: np.ndarray, moving: float = MOVING_START
-) -> tuple[np.ndarray, float]:
+def image_weights(config: LossConfig, positives: np.ndarray, moving: float = MOVING_START) -> tuple[np.ndarray, float]:
     """The factor on each image's loss, and the moving average after this batch.
 
     Takes the positives of the *whole* effective batch: with gradient accumulation every micro-batch then gets
@@ -138,9 +136,15 @@ def loss(
         weights: (N,), of `image_weights`
     Units: logits; deltas as of `encode_boxes`.
     Source: RetinaNet, arXiv:1708.02002, section 4 "Focal Loss" and "Optimization".
+    Raises:
+        ValueError: if the targets are for other anchors, or name a class that the logits lack.
     """
     xp, device, dtype = logits.xp, logits.data.device, logits.dtype
-    N, R, _ = logits.shape
+    N, R, K = logits.shape
+    if targets.labels.shape != (N, R):
+        raise ValueError(f"loss: logits are for {N} x {R} anchors, targets for {targets.labels.shape}")
+    if targets.labels.max(initial=BACKGROUND) >= K:
+        raise ValueError(f"loss: targets name class {targets.labels.max()}, the model has {K} (0 to {K - 1})")
 
     def constant(array, dtype=dtype):
         return xp.asarray(array, dtype=dtype, device=device)

@@ -38,7 +38,7 @@ def pairwise_iou(boxes1, boxes2):
     sides = xp.where(sides > 0, sides, xp.zeros_like(sides))
     intersection = sides[..., 0] * sides[..., 1]
     union = areas(boxes1)[:, None] + areas(boxes2)[None, :] - intersection
-    return xp.where(intersection > 0, intersection / xp.where(union > 0, union, xp.ones_like(union)), 0 * union)
+    return intersection / xp.where(union > 0, union, xp.ones_like(union))
 
 
 @Kernel

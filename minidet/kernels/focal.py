@@ -95,13 +95,12 @@ def _focal_loss_numba(logits, labels, alpha: float | None, gamma: float):
 
 # The loop below is the hot one: every anchor times every class, at every step.  It is written so that the
 # compiler turns it into vector instructions, which it cannot do with calls of a mathematical library: hence
-# the two polynomials.  "reassoc" lets it sum in several lanes, "contract" multiply and add at once; infinities
-# and NaN keep their meaning, so a network that diverges is noticed.
-_FAST = {"reassoc", "contract"}
+# the two polynomials.  "contract" lets it multiply and add at once, "reassoc" sum in several lanes; NaN keeps
+# its meaning, so a network that diverges is noticed.
 _BLOCK = 2048  # logits whose loss terms wait in the cache to be summed
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=_FAST)
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc"})
 def _focal_loss(logits, labels, R, K, object_weight, background_weight, gamma, loss, gradient):
     rows = max(1, _BLOCK // max(1, K))
     terms = np.empty(rows * K, np.float32)
@@ -117,7 +116,7 @@ def _focal_loss(logits, labels, R, K, object_weight, background_weight, gamma, l
             # ... then the few exceptions.
             for r in range(start, stop):
                 i = (r - start) * K
-                if labels[r] >= 0:
+                if 0 <= labels[r] < K:
                     i += labels[r]
                     terms[i], g[i] = _focal_term(x[i], object_weight, gamma)
                 elif labels[r] == IGNORE:
@@ -129,7 +128,7 @@ def _focal_loss(logits, labels, R, K, object_weight, background_weight, gamma, l
             loss[n] += total
 
 
-@njit(forceinline=True, error_model="numpy", fastmath=_FAST)
+@njit(forceinline=True, error_model="numpy", fastmath={"contract"})
 def _focal_term(z, weight, gamma):
     """alpha_t * FL and its derivative by z, as in `focal_terms`."""
     size = abs(z)
@@ -145,7 +144,7 @@ def _focal_term(z, weight, gamma):
     return weight * cross_entropy, -weight * (gamma * p * cross_entropy + q)
 
 
-@njit(forceinline=True, error_model="numpy", fastmath=_FAST)
+@njit(forceinline=True, error_model="numpy", fastmath={"contract"})
 def _exp_of_negative(x):
     """e^x for x <= 0, and about 1e-38 instead of less; relative error below 2e-7.
 
@@ -165,7 +164,7 @@ def _exp_of_negative(x):
     return y * _i32((k + _i32(127)) << _i32(23)).view(np.float32)
 
 
-@njit(forceinline=True, error_model="numpy", fastmath=_FAST)
+@njit(forceinline=True, error_model="numpy", fastmath={"contract"})
 def _log1p_of_unit(x):
     """log(1 + x) for 0 <= x <= 1; relative error below 2e-7.
 

@@ -26,9 +26,7 @@ def bce_with_logits(logits: Tensor, targets: Array) -> Tensor:
     return record("bce_with_logits", y, (logits,), lambda gy: (gy * slope,))
 
 
-def sigmoid_focal_loss(
-    logits: Tensor, targets: Array, *, alpha: float | None = 0.25, gamma: float = 2.0
-) -> Tensor:
+def sigmoid_focal_loss(logits: Tensor, targets: Array, *, alpha: float | None = 0.25, gamma: float = 2.0) -> Tensor:
     """Focal loss of every logit, -alpha_t (1 - p_t)^gamma log p_t.
 
     Shapes: targets: the shape of logits; so has the result.
@@ -41,9 +39,7 @@ def sigmoid_focal_loss(
     return record("sigmoid_focal_loss", y, (logits,), lambda gy: (gy * slope,))
 
 
-def sigmoid_focal_loss_sum(
-    logits: Tensor, labels: Array, *, alpha: float | None = 0.25, gamma: float = 2.0
-) -> Tensor:
+def sigmoid_focal_loss_sum(logits: Tensor, labels: Array, *, alpha: float | None = 0.25, gamma: float = 2.0) -> Tensor:
     """Focal loss of every image, summed over its anchors and classes, in one pass over the logits.
 
     Shapes:
@@ -112,9 +108,7 @@ def smooth_l1(x: Tensor, target: Array, *, beta: float) -> Tensor:
     size = xp.abs(error)
     near = size < beta
     y = xp.where(near, error * error * (0.5 / beta), size - 0.5 * beta)
-    return record(
-        "smooth_l1", y, (x,), lambda gy: (gy * xp.where(near, error / beta, xp.sign(error)),)
-    )
+    return record("smooth_l1", y, (x,), lambda gy: (gy * xp.where(near, error / beta, xp.sign(error)),))
 
 
 def giou_loss(boxes: Tensor, target: Array, *, eps: float = 1e-7) -> Tensor:
