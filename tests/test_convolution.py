@@ -151,6 +151,7 @@ def test_which_version_runs(rng):
     x, weight, *_, gy = problem(rng, geometry, 2, 16, 16, np.float32)
     assert convolve.choose(x, weight, None, None, False, geometry, {})[0] == "numpy:direct"
     assert convolve_input_gradient.choose(gy, weight, geometry, {})[0] == "numpy:direct"
+    assert convolve_weight_gradient.choose(x, gy, geometry)[0] == "numpy:direct"
     wide = x.astype(np.float64), weight.astype(np.float64)
     assert convolve.choose(*wide, None, None, False, geometry, {})[0] == "numpy:blocked"
     grouped = Geometry(((8, 8),), (3, 3), groups=2)

@@ -13,6 +13,7 @@ import numpy as np
 from minidet.kernels.convolution.cpu.direct import gathered_product
 from minidet.kernels.convolution.cpu.panels import packed
 from minidet.kernels.convolution.cpu.plan import forward_plan, input_gradient_plan
+from minidet.kernels.convolution.cpu.weight_gradient import outer_products
 from minidet.kernels.convolution.geometry import Geometry
 from minidet.kernels.kernel import Kernel
 
@@ -28,11 +29,17 @@ def register(convolve: Kernel, input_gradient: Kernel, weight_gradient: Kernel) 
     input_gradient.faster_on(
         "numpy", "direct", when=lambda gy, weight, g, memo: direct_accepts(gy, weight, g)
     )(direct_input_gradient)
+    weight_gradient.faster_on("numpy", "direct", when=weight_gradient_accepts)(direct_weight_gradient)
 
 
 def direct_accepts(x, weight, geometry: Geometry) -> bool:
     """Whether the direct convolution may run; the same rule for x and for the gradient of y."""
     return _plain(x, weight, geometry) and min(weight.shape[0], weight.shape[3]) >= LEAST_CHANNELS
+
+
+def weight_gradient_accepts(x, gy, geometry: Geometry) -> bool:
+    """Whether the direct gradient of the weights may run."""
+    return _plain(x, gy, geometry) and min(x.shape[2], gy.shape[2]) >= LEAST_CHANNELS
 
 
 def direct(x, weight, bias, scale, relu: bool, geometry: Geometry, memo: dict):
@@ -49,6 +56,13 @@ def direct_input_gradient(gy, weight, geometry: Geometry, memo: dict):
     plan = input_gradient_plan(geometry, gy.shape[0])
     panels = packed(_taps(weight), plan.order, memo, transposed=True)
     return gathered_product(_ready(gy), plan, panels, weight.shape[3], depth=weight.shape[0])
+
+
+def direct_weight_gradient(x, gy, geometry: Geometry):
+    """`definition.convolve_weight_gradient`."""
+    plan = forward_plan(geometry, x.shape[0])
+    C, F = x.shape[2], gy.shape[2]
+    return outer_products(_ready(x), _ready(gy), plan, depth=C).reshape(F, *geometry.size, C)
 
 
 def _plain(a, b, geometry: Geometry) -> bool:

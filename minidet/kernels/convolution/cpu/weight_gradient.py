@@ -1,0 +1,129 @@
+"""The gradient of the weights: an outer product per output pixel, of what came out and what went in.
+
+Seen as a matrix, dL/dw has a row per filter and a column per tap and channel.  A block of pixels is laid
+out twice in panels that stay in cache, dL/dy by ROWS filters and the gathered inputs by two vectors of
+columns; the register tile then adds up the products of a whole block before it touches memory again.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import get_num_threads, njit, prange
+
+from minidet.kernels.convolution.cpu.lanes import LANES, ROWS, VECTORS
+from minidet.kernels.convolution.cpu.microkernel import accumulate_tile, copy_run
+from minidet.kernels.convolution.cpu.panels import padded
+from minidet.kernels.convolution.cpu.plan import Plan
+
+BLOCK = 128 // ROWS
+"""Tiles of pixels in a block: long enough to hide loading and storing the sums."""
+
+FEW_WEIGHTS = 1 << 16
+"""Up to so many weights every thread sums some pixels into a copy of its own; with more, a second copy
+costs too much memory traffic, and every thread sums all pixels for some of the columns."""
+
+
+def outer_products(x, gy, plan: Plan, *, depth: int):
+    """gweight[f, t, c] = sum over output pixels p of gy[p, f] * x[source[p, t], c].
+
+    Shapes:
+        x: (N, S, C), of whose pixels `depth` numbers are read
+        gy: (N, S', F)
+        returns: (F, taps, depth)
+    """
+    N, _, C = x.shape
+    F, taps = gy.shape[2], len(plan.order)
+    rows = -(-F // ROWS) * ROWS
+    columns = taps * padded(depth)
+    threads = get_num_threads()
+    shares, ranges = (threads, 1) if rows * columns <= FEW_WEIGHTS else (1, threads)
+    sums = np.zeros((shares, rows, columns), dtype=np.float32)
+    tiles = N // plan.images * len(plan.tiles)
+    _run(
+        shares, ranges, tiles, x.reshape(-1), C, depth, gy.reshape(-1), F,
+        plan.tiles, plan.sources, plan.targets, plan.read, plan.written, sums.reshape(-1), rows, columns,
+    )  # fmt: skip
+    total = sums[0] if shares == 1 else sums.sum(axis=0)
+    return np.ascontiguousarray(total[:F].reshape(F, taps, -1)[:, :, :depth])
+
+
+@njit(parallel=True, cache=True)
+def _run(
+    shares, ranges, tiles, x, pitch, depth, gy, F, table, sources, targets, read, written, sums, rows, columns
+):
+    vectors = columns // LANES
+    pairs = (vectors + VECTORS - 1) // VECTORS
+    for unit in prange(shares * ranges):
+        share, part = unit // ranges, unit % ranges
+        start = part * pairs // ranges * VECTORS
+        stop = min(vectors, (part + 1) * pairs // ranges * VECTORS)
+        for first in range(share * tiles // shares, (share + 1) * tiles // shares, BLOCK):
+            last = min(first + BLOCK, (share + 1) * tiles // shares)
+            _block(
+                first, last, start, stop, x, pitch, depth, gy, F, table, sources, targets, read, written,
+                sums, share * rows * columns, rows, columns,
+            )  # fmt: skip
+
+
+@njit(cache=True)
+def _block(
+    first, last, start, stop, x, pitch, depth, gy, F, table, sources, targets, read, written,
+    sums, place, rows, columns,
+):  # fmt: skip
+    """The pixels of tiles `first` to `last`, for column vectors `start` to `stop`."""
+    pixels = (last - first) * ROWS
+    left = np.zeros(rows * pixels, dtype=np.float32)
+    right = np.empty(VECTORS * LANES * pixels, dtype=np.float32)
+    zeros = np.zeros(LANES, dtype=np.float32)
+    _lay_out_filters(first, last, gy, F, targets, written, left, pixels)
+    for vector in range(start, stop, VECTORS):
+        width = min(VECTORS, stop - vector)
+        for v in range(width):
+            _lay_out_column(
+                first, last, vector + v, x, pitch, depth, table, sources, read, right, v, width, zeros
+            )
+        for row in range(0, rows, ROWS):
+            target = place + row * columns + vector * LANES
+            if width == VECTORS:
+                accumulate_tile(left, row * pixels, right, 0, pixels, sums, target, columns, ROWS, VECTORS)
+            else:
+                accumulate_tile(left, row * pixels, right, 0, pixels, sums, target, columns, ROWS, 1)
+
+
+@njit(cache=True)
+def _lay_out_filters(first, last, gy, F, targets, written, left, pixels):
+    """dL/dy in panels of (pixels, ROWS filters); missing filters and repeated pixels stay zero."""
+    for i in range(last - first):
+        repeat, tile = divmod(first + i, len(targets))
+        for m in range(ROWS):
+            if m == 0 or targets[tile, m] != targets[tile, m - 1]:
+                source = (repeat * written + targets[tile, m]) * F
+                target = (i * ROWS + m) * ROWS
+                for f in range(0, F - ROWS + 1, ROWS):
+                    copy_run(left, f * pixels + target, gy, source + f, ROWS)
+                for f in range(F - F % ROWS, F):
+                    left[(f - f % ROWS) * pixels + target + f % ROWS] = gy[source + f]
+
+
+@njit(cache=True)
+def _lay_out_column(first, last, vector, x, pitch, depth, table, sources, read, right, v, width, zeros):
+    """One tap's LANES channels of every pixel, as the v-th vector of rows of `width` vectors."""
+    each = (depth + LANES - 1) // LANES
+    tap, channel = vector // each, vector % each * LANES
+    valid = min(LANES, depth - channel)
+    for i in range(last - first):
+        repeat, tile = divmod(first + i, len(table))
+        source = table[tile, 0] + tap * ROWS
+        for m in range(ROWS):
+            target = ((i * ROWS + m) * width + v) * LANES
+            pixel = sources[source + m]
+            start = (repeat * read + pixel) * pitch + channel
+            if pixel < 0:
+                copy_run(right, target, zeros, 0, LANES)
+            elif valid == LANES:
+                copy_run(right, target, x, start, LANES)
+            else:
+                for j in range(valid):
+                    right[target + j] = x[start + j]
+                for j in range(valid, LANES):
+                    right[target + j] = 0
