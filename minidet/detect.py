@@ -11,7 +11,7 @@ from PIL import Image
 
 from minidet import backend
 from minidet.autograd import Tensor, no_grad
-from minidet.detection import Detections, postprocess
+from minidet.detection import Detections, PostprocessConfig, postprocess
 from minidet.images import open_image, pad_batch
 from minidet.models import RetinaNet
 from minidet.plots import draw_boxes
@@ -106,8 +106,9 @@ def detect_batch(
     images: np.ndarray,
     sizes: Sequence[tuple[int, int]],
     original_sizes: Sequence[tuple[int, int]],
+    config: PostprocessConfig | None = None,
 ) -> list[Detections]:
-    """The detections of a prepared batch, in pixels of the original images.
+    """The detections of a prepared batch, in pixels of the original images, by `config` or the model's own.
 
     Batch norms use their running statistics, whatever mode the model is in; the mode is left as it was.
 
@@ -117,7 +118,7 @@ def detect_batch(
         original_sizes: (N, 2), before it was resized
     Source: RetinaNet, arXiv:1708.02002, section 4.1 "Inference".
     """
-    config, xp = model.config, model.xp
+    xp, config = model.xp, config or model.config.postprocess
     modes = [(module, module.training) for _, module in model.named_modules() if hasattr(module, "training")]
     model.eval()
     try:
@@ -133,10 +134,10 @@ def detect_batch(
         model.anchors(H, W),
         model.level_counts(H, W),
         [tuple(int(v) for v in size) for size in sizes],
-        config.postprocess,
-        config.coder,
+        config,
+        model.config.coder,
     )
-    back = config.preprocess.boxes_back
+    back = model.config.preprocess.boxes_back
     return [
         Detections(back(d.boxes, tuple(size), tuple(original)), d.scores, d.labels)
         for d, size, original in zip(detections, sizes, original_sizes, strict=True)

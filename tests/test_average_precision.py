@@ -15,10 +15,13 @@ from hypothesis import strategies as st
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from minidet.data import shapes
+from minidet.evaluation import evaluate
 from minidet.evaluation.average_precision import accumulate, interpolate, iou_with_crowds, match
 from minidet.evaluation.coco import with_pycocotools
 from minidet.evaluation.inputs import checked
 from minidet.evaluation.report import IOU_THRESHOLDS, NUMBERS
+from minidet.models import RetinaNet, presets
 
 BOTH = pytest.mark.parametrize("evaluator", [accumulate, with_pycocotools])
 
@@ -309,7 +312,16 @@ def test_no_detections_give_zero_and_a_sentence(evaluator):
 def test_no_detections_names_the_top_score_where_it_is_known():
     evaluation = accumulate(dataset([(1, 1, (0, 0, 50, 50))]), [])
     evaluation = dataclasses.replace(evaluation, top_score=0.0312)
-    assert evaluation.remark().endswith("its highest score was 0.0312.")
+    assert evaluation.remark().endswith("the highest score seen was 0.0312.")
+
+
+def test_a_model_below_its_threshold_says_how_far():
+    data = shapes("val", images=3)
+    config = presets.small(data.classes)
+    config = dataclasses.replace(config, postprocess=dataclasses.replace(config.postprocess, score_threshold=0.9))
+    evaluation = evaluate(RetinaNet(config), data, batch_size=2)
+    assert evaluation["AP"] == 0.0 and evaluation.images == 3 and 0.001 < evaluation.top_score < 0.9
+    assert f"the highest score seen was {evaluation.top_score:.4f}." in evaluation.table()
 
 
 @BOTH

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from time import perf_counter
 
 import numpy as np
@@ -26,6 +27,8 @@ def evaluate(model: RetinaNet, dataset: Dataset, *, batch_size: int = 16, progre
     began = perf_counter()
     results = detections_of(model, dataset, batch_size=batch_size, progress=progress)
     evaluation = accumulate(dataset.ground_truth(), results)
+    if not results:  # the remark on an AP of 0 then says how far below the threshold everything was
+        evaluation = replace(evaluation, top_score=top_score(model, dataset, images=batch_size))
     return evaluation.timed(perf_counter() - began)
 
 
@@ -58,3 +61,12 @@ def detections_of(
                 ]
             bar.update(len(batch.images))
     return results
+
+
+def top_score(model: RetinaNet, dataset: Dataset, *, images: int) -> float:
+    """The highest score, whatever the threshold, that the model gives to anything in the first `images`."""
+    loader = Loader(dataset, model.config.preprocess, batch_size=images, shuffle=False)
+    anything = replace(model.config.postprocess, score_threshold=0.0, max_detections=1)
+    batch = next(iter(loader))
+    found = detect_batch(model, batch.images, batch.sizes, batch.original_sizes, anything)
+    return float(max((d.scores[0] for d in found if len(d.scores)), default=0.0))

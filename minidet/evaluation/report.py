@@ -30,28 +30,25 @@ UNDEFINED = -1.0
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """COCO's twelve numbers, AP per class, and the curves behind them.
-
-    Attributes:
-        numbers: the twelve, by the names in NUMBERS; UNDEFINED where no object qualifies.
-        per_class: AP and AP50 of every class, by name.
-        precision: (10, 101, K), at each of IOU_THRESHOLDS and RECALLS, for all areas and 100 detections;
-            UNDEFINED for classes without objects.
-        images: how many images were evaluated, those without objects included.
-        objects: how many objects were to be found, crowds not counted.
-        detections: how many detections were judged.
-        seconds: wall time.
-        top_score: the highest score the model gave to anything, before its threshold, if known.
-    """
+    """COCO's twelve numbers, AP per class, and the curves behind them."""
 
     numbers: dict[str, float]
+    """The twelve, by the names in NUMBERS; UNDEFINED where no object qualifies."""
     per_class: dict[str, dict[str, float]]
+    """AP and AP50 of every class, by name."""
     precision: np.ndarray
+    """(10, 101, K), at each of IOU_THRESHOLDS and RECALLS, for all areas and 100 detections; UNDEFINED for
+    classes without objects."""
     images: int
+    """Evaluated, those without objects included."""
     objects: int
+    """To be found: crowds are not counted."""
     detections: int
+    """Judged."""
     seconds: float
+    """Wall time."""
     top_score: float | None = None
+    """The highest score, known if nothing exceeded the model's threshold."""
 
     def __getitem__(self, name: str) -> float:
         return self.numbers[name]
@@ -84,16 +81,14 @@ class Evaluation:
         classes += [(name, _digits(c["AP"]), _digits(c["AP50"])) for name, c in self.per_class.items()]
         head = f"{self.images:,} images, {self.objects:,} objects, {self.detections:,} detections"
         remark = self.remark()
-        return "\n".join(
-            [head, *([remark] if remark else []), "", *_aligned(rows), "", *_aligned(classes)]
-        )
+        return "\n".join([head, *([remark] if remark else []), "", *_aligned(rows), "", *_aligned(classes)])
 
     def remark(self) -> str:
         """One sentence if the numbers need one: nothing to find, nothing found, nothing right; else ""."""
         if self.objects == 0:
             return "The ground truth holds no object, so there is nothing to measure: every number is -1."
         if self.detections == 0:
-            known = "" if self.top_score is None else f": its highest score was {self.top_score:.4f}"
+            known = "" if self.top_score is None else f": the highest score seen was {self.top_score:.4f}"
             return f"AP is 0 because the model detected nothing above its score threshold{known}."
         if self.numbers["AP50"] == 0:
             return (
