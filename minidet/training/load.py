@@ -1,0 +1,27 @@
+"""A checkpoint back to a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from minidet.models import RetinaNet, RetinaNetConfig
+from minidet.training.checkpoint import CheckpointError, find_checkpoint, read_checkpoint
+from minidet.training.settings import from_json
+
+
+def load_model(path: str | Path, *, xp=None) -> RetinaNet:
+    """The model of a checkpoint, or of a run's folder: its best checkpoint, else the last one.
+
+    Anchors, classes and preprocessing come from the file too: nothing about the model is asked twice.
+
+    Raises:
+        CheckpointError: if there is none, or it cannot be used; the message names the file.
+    """
+    path = find_checkpoint(path)
+    checkpoint = read_checkpoint(path)
+    try:
+        model = RetinaNet(from_json(RetinaNetConfig, checkpoint.model), xp=xp)
+        model.load_state_dict(checkpoint.weights)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    return model
