@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from minidet.kernels.resample import resample
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 """RGB in 0..1; what torchvision's pretrained weights were trained with."""
@@ -111,13 +113,13 @@ class Preprocess:
             return h, w
         if self.method == "float":
             scale = min(self.min_size / min(h, w), self.max_size / max(h, w))
-            return max(1, int(h * scale)), max(1, int(w * scale))
-        scale = self.min_size / min(h, w)
-        new_h, new_w = (self.min_size, scale * w) if h < w else (scale * h, self.min_size)
-        if max(new_h, new_w) > self.max_size:
-            shrink = self.max_size / max(new_h, new_w)
-            new_h, new_w = new_h * shrink, new_w * shrink
-        return int(new_h + 0.5), int(new_w + 0.5)
+            new_h, new_w = h * scale, w * scale
+        else:
+            scale = self.min_size / min(h, w)
+            new_h, new_w = (self.min_size, scale * w) if h < w else (scale * h, self.min_size)
+            shrink = min(1, self.max_size / max(new_h, new_w))
+            new_h, new_w = new_h * shrink + 0.5, new_w * shrink + 0.5
+        return max(1, int(new_h)), max(1, int(new_w))  # a line of pixels stays one
 
     def prepare(self, image: np.ndarray, dtype=np.float32) -> np.ndarray:
         """One image, resized and normalised, not padded.
@@ -129,16 +131,18 @@ class Preprocess:
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
             raise ValueError(f"expected a uint8 RGB image (H, W, 3), got {image.dtype} {image.shape}")
         size = self.size(*image.shape[:2])
+        if self.bgr:
+            image = image[:, :, ::-1]
         if self.method == "pil" and size != image.shape[:2]:
             pil = Image.fromarray(np.ascontiguousarray(image))
             image = np.asarray(pil.resize(size[::-1], Image.Resampling.BILINEAR))
-        # 0..1 is float32 even when the rest is float64, as where the reference systems decode an image.
-        pixels = image.astype(np.float32) / np.float32(1 / self.scale)
-        if size != image.shape[:2]:
-            pixels = resize_bilinear(pixels, size, dtype)
-        # Normalising after a bilinear resize is the same as before it: its weights sum to one.
-        channels = slice(None, None, -1 if self.bgr else 1)
-        return (pixels[:, :, channels].astype(dtype) - np.asarray(self.mean, dtype)) / np.asarray(self.std, dtype)
+        return resample(image, self._levels(dtype), *size)
+
+    def _levels(self, dtype) -> np.ndarray:
+        """What each of the 256 bytes is normalised to, in each channel: (256, 3)."""
+        # Pixels in 0..1 are float32 even where the rest is float64, as the reference systems decode them.
+        pixels = np.arange(256, dtype=np.float32) / np.float32(1 / self.scale)
+        return (pixels.astype(dtype)[:, None] - np.array(self.mean, dtype)) / np.array(self.std, dtype)
 
     def boxes(self, boxes: np.ndarray, old: tuple[int, int], new: tuple[int, int]) -> np.ndarray:
         """Boxes of an image of size `old` (h, w), after it was resized to `new`.
@@ -156,36 +160,23 @@ class Preprocess:
         return self.boxes(boxes, new, old)
 
 
-def resize_bilinear(image: np.ndarray, size: tuple[int, int], dtype=np.float32) -> np.ndarray:
-    """Sample `image` at the centres of size[0] x size[1] cells, linearly between its four nearest pixels.
-
-    Shapes:
-        image: (H, W, C)
-        returns: (h, w, C)
-    Rule: half-pixel centres, edges repeated, no antialiasing (align_corners=False elsewhere).
-    """
-    for axis, (old, new) in enumerate(zip(image.shape[:2], size, strict=True)):
-        centres = np.maximum((np.arange(new) + 0.5) * (old / new) - 0.5, 0)
-        lower = np.minimum(centres.astype(np.int64), old - 1)
-        upper = np.minimum(lower + 1, old - 1)
-        weight = (centres - lower).astype(dtype).reshape((-1, 1, 1) if axis == 0 else (1, -1, 1))
-        first, second = np.take(image, lower, axis).astype(dtype), np.take(image, upper, axis).astype(dtype)
-        image = first + weight * (second - first)
-    return image
-
-
 def pad_batch(
     images: list[np.ndarray], multiple: int, size: tuple[int, int] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Images of different sizes as one array, zeros at the bottom and right, and their sizes.
+    """Images of different sizes as one array, zeros at the bottom and right; and their sizes.
 
     Shapes:
-        returns: (N, H, W, 3) with H, W multiples of `multiple` and at least `size`; and (N, 2) int64
+        returns: (N, H, W, 3) and (N, 2)
+    Rule: H and W are the largest of the images, or `size`, rounded up to a multiple of `multiple`.
+    Raises:
+        ValueError: if an image is larger than `size`.
     """
     sizes = np.array([image.shape[:2] for image in images], np.int64)
-    H, W = np.maximum(sizes.max(axis=0), size or (0, 0))
-    H, W = (-(-int(side) // multiple) * multiple for side in (H, W))
+    largest = sizes.max(axis=0)
+    if size is not None and np.any(largest > size):
+        raise ValueError(f"an image of {largest[0]} x {largest[1]} does not fit into {size[0]} x {size[1]}")
+    H, W = (-(-int(side) // multiple) * multiple for side in size or largest)
     batch = np.zeros((len(images), H, W, images[0].shape[2]), images[0].dtype)
-    for row, image in zip(batch, images, strict=True):
-        row[: image.shape[0], : image.shape[1]] = image
+    for padded, image in zip(batch, images, strict=True):
+        padded[: image.shape[0], : image.shape[1]] = image
     return batch, sizes

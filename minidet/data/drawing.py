@@ -13,6 +13,8 @@ import numpy as np
 from numba import njit
 from PIL import Image
 
+from minidet.kernels import compiler  # noqa: F401  says where compiled code is kept
+
 CLASSES = ("circle", "square", "triangle", "star", "ring", "cross", "ell", "half")
 CIRCLE, SQUARE, TRIANGLE, STAR, RING, CROSS, ELL, HALF = range(8)
 TIPS = tuple((cos(2 * pi * k / 5), sin(2 * pi * k / 5)) for k in range(1, 5))

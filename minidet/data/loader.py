@@ -12,8 +12,8 @@ from time import perf_counter
 import numpy as np
 
 from minidet.data.augment import NONE, Augment
-from minidet.data.sample import Dataset
-from minidet.images import Preprocess, pad_batch
+from minidet.data.sample import Dataset, Sample
+from minidet.images import ImageError, Preprocess, pad_batch
 
 
 @dataclass(frozen=True)
@@ -122,29 +122,59 @@ class Loader:
 
     def _batch(self, position: int) -> Batch:
         """The batch of images position, position + 1, ...: a pure function, so any thread may run it."""
-        images, old_sizes, boxes, labels, image_ids, names, dropped = [], [], [], [], [], [], 0
-        for p in range(position, min(position + self.batch_size, self.images)):
-            epoch, place = divmod(p, len(self.dataset))
-            sample = self.dataset[int(self._order(epoch)[place])]
-            if self.augment is not NONE:
-                sample = self.augment(sample, np.random.default_rng((self.seed, epoch, p)))
-            image = self.preprocess.prepare(sample.image)
-            moved = self.preprocess.boxes(sample.boxes, sample.image.shape[:2], image.shape[:2])
-            kept = np.all(moved[:, 2:] - moved[:, :2] >= 1, axis=1)
+        stop = min(position + self.batch_size, self.images)
+        samples, images, boxes, labels, dropped = [], [], [], [], 0
+        for place in range(position, stop):
+            sample, image, moved = self._prepare(place)
+            wide_enough = np.all(moved[:, 2:] - moved[:, :2] >= 1, axis=1)
+            samples.append(sample)
             images.append(image)
-            old_sizes.append(sample.image.shape[:2])
-            boxes.append(moved[kept])
-            labels.append(sample.labels[kept])
-            image_ids.append(sample.image_id)
-            names.append(sample.name)
-            dropped += len(kept) - int(kept.sum())
+            boxes.append(moved[wide_enough])
+            labels.append(sample.labels[wide_enough])
+            dropped += int(np.count_nonzero(~wide_enough))
         batch, sizes = pad_batch(images, self.preprocess.pad_multiple, self.pad_to)
-        original_sizes = np.array(old_sizes, np.int64)
         return Batch(
-            batch, sizes, original_sizes, boxes, labels, image_ids, names, position, dropped=dropped
+            images=batch,
+            sizes=sizes,
+            original_sizes=np.array([sample.image.shape[:2] for sample in samples], np.int64),
+            boxes=boxes,
+            labels=labels,
+            image_ids=[sample.image_id for sample in samples],
+            names=[sample.name for sample in samples],
+            position=position,
+            dropped=dropped,
         )
+
+    def _prepare(self, position: int) -> tuple[Sample, np.ndarray, np.ndarray]:
+        """The augmented sample at a position, its normalised image, and its boxes in that image's pixels."""
+        epoch, place = divmod(position, len(self.dataset))
+        index = int(self._order(epoch)[place])
+        try:
+            sample = self.dataset[index]
+            _check(sample, len(self.dataset.classes))
+            sample = self.augment(sample, np.random.default_rng((self.seed, epoch, position)))
+            image = self.preprocess.prepare(sample.image)
+        except ImageError:  # names its file
+            raise
+        except Exception as error:
+            raise RuntimeError(f"image {index} of {self.dataset!r}: {type(error).__name__}: {error}") from error
+        return sample, image, self.preprocess.boxes(sample.boxes, sample.image.shape[:2], image.shape[:2])
 
     def _permutation(self, epoch: int) -> np.ndarray:
         if not self.shuffle:
             return np.arange(len(self.dataset))
         return np.random.default_rng((self.seed, epoch)).permutation(len(self.dataset))
+
+
+def _check(sample: Sample, classes: int) -> None:
+    """A data set of one's own may be wrong where those of this package are not."""
+    boxes, labels = sample.boxes, sample.labels
+    if boxes.ndim != 2 or boxes.shape[1] != 4 or labels.shape != boxes.shape[:1]:
+        raise ValueError(f"{sample.name}: expected boxes (G, 4) and labels (G,), got {boxes.shape}, {labels.shape}")
+    if len(labels) and not (0 <= labels.min() and labels.max() < classes):
+        raise ValueError(
+            f"{sample.name}: labels {labels.min()}..{labels.max()} of {classes} classes: they count from 0, and "
+            "there is no background class"
+        )
+    if not np.all(boxes[:, 2:] > boxes[:, :2]):  # NaN included
+        raise ValueError(f"{sample.name}: boxes are x1, y1, x2, y2 with x1 < x2 and y1 < y2, got {boxes.tolist()}")

@@ -7,6 +7,7 @@ from minidet.kernels.focal import focal_loss, focal_terms
 from minidet.kernels.kernel import Kernel, only
 from minidet.kernels.normalization import normalize_groups, normalize_groups_gradient
 from minidet.kernels.pooling import max_pool, max_pool_gradient
+from minidet.kernels.resample import resample
 from minidet.kernels.scatter import scatter_add
 from minidet.kernels.suppression import batched_nms, nms
 from minidet.kernels.windows import gather_windows, scatter_windows
@@ -28,6 +29,7 @@ ALL = (
     focal_terms,
     focal_loss,
     scatter_add,
+    resample,
 )
 """Every kernel, for the test that holds its fast versions to its definition."""
 
@@ -51,6 +53,7 @@ __all__ = [
     "normalize_groups_gradient",
     "only",
     "pairwise_iou",
+    "resample",
     "scatter_add",
     "scatter_windows",
 ]
