@@ -1,8 +1,9 @@
 """Which of this engine's convolutions runs, and when: the only file choose.py knows.
 
     direct    float32, one group, at least LEAST_CHANNELS channels on either side
+    stem      float32, one group, fewer channels than that; not the gradient of its input, which nobody needs
 
-Everything else (float64, groups, a photo's three channels) is left to whoever registers next.
+Everything else (float64, groups) is left to whoever registers next.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import numba
 import numpy as np
 
 from minidet.kernels.convolution.cpu.direct import gathered_product
-from minidet.kernels.convolution.cpu.panels import packed
+from minidet.kernels.convolution.cpu.panels import packed, padded
 from minidet.kernels.convolution.cpu.plan import forward_plan, input_gradient_plan
+from minidet.kernels.convolution.cpu.stem import padded_maps, row_plan
 from minidet.kernels.convolution.cpu.weight_gradient import outer_products
 from minidet.kernels.convolution.geometry import Geometry
 from minidet.kernels.kernel import Kernel
@@ -26,10 +28,14 @@ def register(convolve: Kernel, input_gradient: Kernel, weight_gradient: Kernel) 
     convolve.faster_on(
         "numpy", "direct", when=lambda x, weight, bias, scale, relu, g, memo: direct_accepts(x, weight, g)
     )(direct)
+    convolve.faster_on(
+        "numpy", "stem", when=lambda x, weight, bias, scale, relu, g, memo: stem_accepts(x, weight, g)
+    )(stem)
     input_gradient.faster_on(
         "numpy", "direct", when=lambda gy, weight, g, memo: direct_accepts(gy, weight, g)
     )(direct_input_gradient)
     weight_gradient.faster_on("numpy", "direct", when=weight_gradient_accepts)(direct_weight_gradient)
+    weight_gradient.faster_on("numpy", "stem", when=stem_accepts)(stem_weight_gradient)
 
 
 def direct_accepts(x, weight, geometry: Geometry) -> bool:
@@ -63,6 +69,31 @@ def direct_weight_gradient(x, gy, geometry: Geometry):
     plan = forward_plan(geometry, x.shape[0])
     C, F = x.shape[2], gy.shape[2]
     return outer_products(_ready(x), _ready(gy), plan, depth=C).reshape(F, *geometry.size, C)
+
+
+def stem_accepts(x, other, geometry: Geometry) -> bool:
+    """Whether a row of the window may be one tap: few channels, side by side."""
+    return _plain(x, other, geometry) and x.shape[2] < LEAST_CHANNELS and geometry.dilation[1] == 1
+
+
+def stem(x, weight, bias, scale, relu: bool, geometry: Geometry, memo: dict):
+    """`definition.convolve` over few channels."""
+    plan = row_plan(geometry, x.shape[0])
+    F, k = weight.shape[:2]
+    panels = packed(_ready(weight).reshape(F, k, -1), plan.order, memo, transposed=False)
+    depth = weight.shape[2] * weight.shape[3]
+    return gathered_product(
+        padded_maps(x, geometry), plan, panels, F, depth=depth, scale=scale, bias=bias, relu=relu
+    )
+
+
+def stem_weight_gradient(x, gy, geometry: Geometry):
+    """`definition.convolve_weight_gradient` over few channels."""
+    plan = row_plan(geometry, x.shape[0])
+    (k, l), C = geometry.size, x.shape[2]  # noqa: E741
+    # Whole vectors are read, beyond the end of a row, and what they add is cut off.
+    gweight = outer_products(padded_maps(x, geometry), _ready(gy), plan, depth=padded(l * C))
+    return np.ascontiguousarray(gweight[:, :, : l * C]).reshape(-1, k, l, C)
 
 
 def _plain(a, b, geometry: Geometry) -> bool:

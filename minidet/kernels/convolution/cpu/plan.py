@@ -45,10 +45,9 @@ class Plan:
 @lru_cache(maxsize=256)
 def forward_plan(geometry: Geometry, images: int) -> Plan:
     """y[n, o] = sum_t x[n, source[o, t]] * w[t] for every output pixel o, in order."""
-    sources = np.concatenate(list(_sources(geometry)))
     targets = np.arange(geometry.output_pixels)
-    phase = targets, sources, np.arange(geometry.taps)
-    return _plan([phase], geometry.pixels, geometry.output_pixels, images)
+    phase = targets, sources_of(geometry), np.arange(geometry.taps)
+    return plan_of([phase], geometry.pixels, geometry.output_pixels, images)
 
 
 @lru_cache(maxsize=256)
@@ -72,34 +71,21 @@ def input_gradient_plan(geometry: Geometry, images: int) -> Plan:
             targets.append((inside.start + h[:, None] * W + w).ravel())
             sources.append(_pixels(p, q, P, Q, output_inside.start))
         phases.append((np.concatenate(targets), np.concatenate(sources), taps))
-    return _plan(phases, geometry.output_pixels, geometry.pixels, images)
+    return plan_of(phases, geometry.output_pixels, geometry.pixels, images)
 
 
-def _sources(geometry: Geometry):
-    """Per level (P * Q, taps): the input pixel that each tap of each output pixel reads."""
+def sources_of(geometry: Geometry) -> np.ndarray:
+    """The input pixel that each tap of each output pixel reads: (S', taps)."""
     offsets = [np.arange(k) * d for k, d in zip(geometry.size, geometry.dilation, strict=True)]
+    levels = []
     for (H, W), inside, (P, Q), _ in geometry.levels():
         h = np.arange(P)[:, None] * geometry.stride[0] - geometry.padding[0] + offsets[0]
         w = np.arange(Q)[:, None] * geometry.stride[1] - geometry.padding[1] + offsets[1]
-        yield _pixels(h, w, H, W, inside.start)
+        levels.append(_pixels(h, w, H, W, inside.start))
+    return np.concatenate(levels)
 
 
-def _pixels(h, w, H: int, W: int, start: int) -> np.ndarray:
-    """Rows h (P, k) and columns w (Q, l) -> pixel numbers (P * Q, k * l), NOWHERE outside of H x W."""
-    (P, k), (Q, l) = h.shape, w.shape  # noqa: E741
-    inside = ((h >= 0) & (h < H))[:, None, :, None] & ((w >= 0) & (w < W))[None, :, None, :]
-    pixel = start + h[:, None, :, None] * W + w[None, :, None, :]
-    return np.where(inside, pixel, NOWHERE).reshape(P * Q, k * l)
-
-
-def _readers(phase: int, geometry: Geometry, axis: int) -> np.ndarray:
-    """The taps along one axis that ever read a pixel whose position has remainder `phase`."""
-    taps = np.arange(geometry.size[axis])
-    shift = phase + geometry.padding[axis] - taps * geometry.dilation[axis]
-    return taps[shift % geometry.stride[axis] == 0]
-
-
-def _plan(phases, read: int, written: int, images: int) -> Plan:
+def plan_of(phases, read: int, written: int, images: int) -> Plan:
     """Cut (targets, sources, taps) of one image into tiles, over as many images as fill them well."""
     images = _covered([len(targets) for targets, _, _ in phases], images)
     shift = np.arange(images)[:, None]
@@ -128,6 +114,21 @@ def _plan(phases, read: int, written: int, images: int) -> Plan:
         read=images * read,
         written=images * written,
     )
+
+
+def _pixels(h, w, H: int, W: int, start: int) -> np.ndarray:
+    """Rows h (P, k) and columns w (Q, l) -> pixel numbers (P * Q, k * l), NOWHERE outside of H x W."""
+    (P, k), (Q, l) = h.shape, w.shape  # noqa: E741
+    inside = ((h >= 0) & (h < H))[:, None, :, None] & ((w >= 0) & (w < W))[None, :, None, :]
+    pixel = start + h[:, None, :, None] * W + w[None, :, None, :]
+    return np.where(inside, pixel, NOWHERE).reshape(P * Q, k * l)
+
+
+def _readers(phase: int, geometry: Geometry, axis: int) -> np.ndarray:
+    """The taps along one axis that ever read a pixel whose position has remainder `phase`."""
+    taps = np.arange(geometry.size[axis])
+    shift = phase + geometry.padding[axis] - taps * geometry.dilation[axis]
+    return taps[shift % geometry.stride[axis] == 0]
 
 
 def _covered(pixels: list[int], images: int) -> int:
