@@ -1,0 +1,402 @@
+"""Every fast version against its definition, every definition on the standard alone, and the rules at ties."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+
+from minidet import backend, kernels
+from minidet.kernels import Kernel, focal, only
+
+numpy, strict = backend.load("numpy"), backend.load("array_api_strict")
+
+
+def random_boxes(rng, count, dtype=np.float64, size=100):
+    """Boxes whose coordinates are multiples of 1/4: equal overlaps and touching sides do occur."""
+    corner = rng.integers(0, 4 * size, (count, 2)) / 4
+    return np.concatenate([corner, corner + rng.integers(1, 2 * size, (count, 2)) / 4], axis=1).astype(dtype)
+
+
+def box_pairs(rng):
+    for dtype in (np.float32, np.float64):
+        for R, G in ((1, 1), (127, 3), (128, 1), (300, 20)):
+            yield random_boxes(rng, R, dtype), random_boxes(rng, G, dtype)
+        square = np.asarray([[0, 0, 4, 4]], dtype)
+        yield square + np.arange(9, dtype=dtype)[:, None], np.concatenate([square, square, square + 50])
+        yield np.zeros((5, 4), dtype), np.zeros((2, 4), dtype)  # no area: 0 / 0
+    yield random_boxes(rng, 40, np.float32), random_boxes(rng, 3, np.float64)  # only the textbook takes these
+
+
+def claims(rng):
+    for anchors, gt in box_pairs(rng):
+        yield anchors, gt, kernels.best_matches.textbook(anchors, gt)[2]
+
+
+def scored_boxes(rng):
+    for dtype in (np.float32, np.float64):
+        for count in (0, 1, 60):
+            boxes = random_boxes(rng, count, dtype)
+            for scores in (rng.random(count), rng.integers(0, 5, count) / 5, np.zeros(count)):
+                yield boxes, scores.astype(dtype)
+        yield np.zeros((6, 4), dtype), np.arange(6).astype(dtype)
+
+
+def suppressions(rng):
+    for boxes, scores in scored_boxes(rng):
+        for threshold in (0.0, 0.3, 0.5):
+            yield boxes, scores, threshold
+
+
+def suppressions_by_class(rng):
+    for boxes, scores, threshold in suppressions(rng):
+        yield boxes, scores, rng.integers(0, 7, len(boxes)), threshold
+
+
+def focal_elements(rng):
+    for dtype in (np.float32, np.float64):
+        logits = np.concatenate([rng.normal(0, 4, 90), [0.0, -100.0, 100.0, 88.0, -88.0]]).astype(dtype)
+        targets = rng.integers(0, 2, logits.shape)
+        for alpha, gamma in ((0.25, 2.0), (None, 0.0), (0.9, 0.5), (0.0, 5.0)):
+            yield logits, targets.astype(dtype), alpha, gamma
+            yield logits, targets.astype(bool), alpha, gamma
+
+
+def focal_images(rng):
+    for dtype in (np.float32, np.float64):
+        for N, R, K in ((1, 1, 1), (2, 37, 5), (3, 700, 8), (1, 4, 3000), (2, 0, 3), (1, 5, 0)):
+            logits = rng.normal(-3, 4, (N, R, K)).astype(dtype)
+            labels = rng.integers(focal.IGNORE, K, (N, R))
+            for alpha, gamma in ((0.25, 2.0), (None, 0.0), (0.75, 0.5)):
+                yield logits, labels, alpha, gamma
+        extreme = np.asarray([-100.0, 100.0, 0.0, -88.0, 88.0, 17.0, -17.0], dtype)
+        labels = np.asarray([[0, 1, 2, 3, focal.BACKGROUND, focal.IGNORE, 6]])
+        yield np.tile(extreme, (1, 7, 1)), labels, 0.25, 2.0
+        yield np.zeros((1, 2, 3), dtype), np.asarray([[3, 9]]), 0.25, 2.0  # no such class: background
+
+
+def scatters(rng):
+    for dtype in (np.float32, np.float64):
+        for shape, count in (((4,), 9), ((5, 3), 12), ((6, 2, 3), 0)):
+            x, rows = rng.normal(size=shape), rng.normal(size=(count, *shape[1:]))
+            yield x.astype(dtype), rng.integers(0, shape[0], count), rows.astype(dtype)
+
+
+def windows(rng):
+    for shape, size, stride, dilation in (
+        ((2, 7, 8, 3), (3, 3), (2, 2), (1, 1)),
+        ((1, 5, 9, 2), (1, 2), (1, 3), (1, 2)),
+        ((1, 1, 1, 1), (1, 1), (1, 1), (1, 1)),
+    ):
+        yield rng.normal(size=shape), size, stride, dilation
+
+
+def patches(rng):
+    for x, size, stride, dilation in windows(rng):
+        read = kernels.gather_windows.textbook(x, size, stride, dilation)
+        yield rng.normal(size=read.shape), *x.shape[1:3], stride, dilation
+
+
+def pools(rng):
+    for shape, rule in (((2, 7, 6, 3), (3, 2, 1)), ((1, 4, 4, 2), (2, 2, 0))):
+        yield rng.normal(size=shape), *rule
+    yield np.zeros((1, 5, 5, 1)), 3, 2, 1  # every tap ties
+
+
+def pool_gradients(rng):
+    for x, *rule in pools(rng):
+        values, winners = kernels.max_pool.textbook(x, *rule)
+        yield rng.normal(size=values.shape), winners, *x.shape[1:3], *rule
+
+
+MAPS = ((4, 3), (3, 2), (2, 1))
+
+
+def groups(rng):
+    S = sum(h * w for h, w in MAPS)
+    for dtype in (np.float32, np.float64):
+        for C, count in ((8, 2), (6, 3), (5, 1)):
+            x = rng.normal(1, 2, size=(2, S, C)).astype(dtype)
+            yield x, *rng.normal(size=(2, C)).astype(dtype), count, 1e-5, MAPS
+
+
+def group_gradients(rng):
+    for x, weight, bias, *rule in groups(rng):
+        y, mean, scale = kernels.normalize_groups.textbook(x, weight, bias, *rule)
+        yield x, rng.normal(size=y.shape).astype(x.dtype), weight, mean, scale, MAPS
+
+
+def images(rng):
+    for dtype in (np.float32, np.float64):
+        levels = rng.normal(size=(256, 3)).astype(dtype)
+        for size, new in (((5, 7), (5, 7)), ((5, 7), (8, 20)), ((9, 4), (3, 4)), ((1, 1), (2, 3))):
+            yield rng.integers(0, 256, (*size, 3), np.uint8), levels, *new
+
+
+CASES = {
+    kernels.best_matches: box_pairs,
+    kernels.claimed_anchors: claims,
+    kernels.nms: suppressions,
+    kernels.batched_nms: suppressions_by_class,
+    kernels.focal_terms: focal_elements,
+    kernels.focal_loss: focal_images,
+    kernels.scatter_add: scatters,
+    kernels.gather_windows: windows,
+    kernels.scatter_windows: patches,
+    kernels.max_pool: pools,
+    kernels.max_pool_gradient: pool_gradients,
+    kernels.normalize_groups: groups,
+    kernels.normalize_groups_gradient: group_gradients,
+    kernels.resample: images,
+}
+"""For every kernel, argument lists that reach its definition and all its versions."""
+
+IN_TEST_CONVOLUTION = {
+    kernels.convolve,
+    kernels.convolve_input_gradient,
+    kernels.convolve_weight_gradient,
+}
+
+FLOAT32_BOUND = {
+    kernels.focal_loss: {"rtol": 5e-6, "atol": 1e-7},
+    kernels.normalize_groups: {"rtol": 1e-5, "atol": 1e-5},
+    kernels.normalize_groups_gradient: {"rtol": 1e-4, "atol": 1e-4},
+    kernels.resample: {"rtol": 1e-5, "atol": 1e-6},
+}
+"""Versions that compute float32 in their own way are held to the definition in float64 on the same inputs, within
+this.  All others round exactly as their definition does."""
+
+
+def call(function, case, xp):
+    """The results as NumPy arrays, of arguments moved to `xp`."""
+    results = function(*(xp.asarray(a) if isinstance(a, np.ndarray) else a for a in case))
+    results = results if isinstance(results, tuple) else (results,)
+    return [backend.to_numpy(result) for result in results]
+
+
+def assert_same(got, want, **bound):
+    assert len(got) == len(want)
+    for g, w in zip(got, want, strict=True):
+        assert g.shape == w.shape
+        if not bound:
+            assert g.dtype == w.dtype
+        if not np.issubdtype(w.dtype, np.floating):
+            np.testing.assert_array_equal(g, w)  # decisions: exactly equal
+        else:
+            np.testing.assert_allclose(g, w, **(bound or {"rtol": 1e-12, "atol": 1e-12}))
+
+
+def assert_held(kernel, fast, case, xp):
+    """`fast` gives what the definition gives."""
+    narrow = any(isinstance(a, np.ndarray) and a.dtype == np.float32 for a in case)
+    got = call(fast, case, xp)
+    if narrow and kernel in FLOAT32_BOUND:
+        assert all(g.dtype == np.float32 for g in got)
+        wide = [a.astype(np.float64) if getattr(a, "dtype", None) == np.float32 else a for a in case]
+        assert_same(got, call(kernel.textbook, wide, numpy), **FLOAT32_BOUND[kernel])
+    else:
+        assert_same(got, call(kernel.textbook, case, numpy))
+
+
+def test_every_kernel_has_cases():
+    assert set(CASES) | IN_TEST_CONVOLUTION == set(kernels.ALL)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "version"), [pytest.param(k, v, id=f"{k.__name__}-{v}") for k in CASES for v in k.fast]
+)
+def test_fast_equals_textbook(kernel, version, rng):
+    library, when, fast = kernel.fast[version]
+    pytest.importorskip(library)
+    cases = [case for case in CASES[kernel](rng) if when(*case)]
+    assert cases, "no case reaches this version: the comparison would be empty"
+    for case in cases:
+        assert_held(kernel, fast, case, backend.load(library))
+
+
+@pytest.mark.parametrize("kernel", CASES, ids=lambda k: k.__name__)
+def test_textbook_is_standard(kernel, rng):
+    for case in CASES[kernel](rng):
+        with only("textbook"):
+            assert_same(call(kernel.textbook, case, strict), call(kernel.textbook, case, numpy))
+
+
+COMPILED = ("boxes", "suppression", "focal", "normalization", "resample")
+
+
+@pytest.mark.parametrize(
+    "kernel", [k for k in CASES if k.__module__.rpartition(".")[2] in COMPILED], ids=lambda k: k.__name__
+)
+def test_compiled_loops_are_right_as_python(kernel, rng, monkeypatch):
+    """The source that Numba compiles means the same to Python: what a debugger shows is what runs."""
+    for name in COMPILED:
+        module = sys.modules[f"minidet.kernels.{name}"]
+        for attribute, value in vars(module).copy().items():
+            if hasattr(value, "py_func"):
+                monkeypatch.setattr(module, attribute, value.py_func)
+    for _, when, fast in kernel.fast.values():
+        cases = [case for case in CASES[kernel](rng) if when(*case) and np.asarray(case[0]).size < 500]
+        assert cases
+        for case in cases:
+            with np.errstate(all="ignore"):  # compiled code does not report a square that underflows
+                assert_held(kernel, fast, case, numpy)
+
+
+# --- the registry -------------------------------------------------------------------------------
+
+
+def test_a_kernel_runs_the_first_version_that_accepts():
+    @Kernel
+    def double(x):
+        return x + x
+
+    @double.faster_on("numpy", "small", when=lambda x: x.size < 3)
+    def _small(x):
+        return 2 * x
+
+    double.faster_on("numpy", "any")(lambda x: x * 2)
+    few, many = np.ones(2), np.ones(9)
+    assert double.choose(few)[0] == "numpy:small"
+    assert double.choose(many)[0] == "numpy:any"
+    assert double.choose(strict.asarray(few))[0] == "textbook"
+    with only("textbook"):
+        assert double.choose(few)[0] == "textbook"
+    with only("any"):
+        assert double.choose(few)[0] == "numpy:any"
+    assert double(many).tolist() == [2.0] * 9
+
+
+def test_a_version_has_a_name_of_its_own():
+    kernel = Kernel(lambda x: x)
+    kernel.__name__ = "identity"
+    kernel.faster_on("numpy")(abs)
+    with pytest.raises(ValueError, match="identity already has a version 'numpy:fast'"):
+        kernel.faster_on("numpy")(abs)
+
+
+# --- rules at ties ------------------------------------------------------------------------------
+
+both = pytest.mark.parametrize("version", ["fast", "textbook"])
+
+
+@both
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_nms_drops_only_what_overlaps_more_than_the_threshold(version, dtype):
+    boxes = np.asarray([[0, 0, 4, 4], [0, 0, 4, 2], [0, 0, 4, 2.25]], dtype)  # IoU 1/2 and 9/16 with the first
+    with only(version):
+        assert kernels.nms(boxes, np.asarray([0.9, 0.8, 0.7], dtype), 0.5).tolist() == [0, 1]
+
+
+@both
+def test_nms_compares_a_float32_overlap_with_a_float64_threshold(version):
+    boxes = np.asarray([[0, 0, 10, 10], [0, 0, 10, 3]])
+    scores = np.asarray([0.9, 0.8])
+    with only(version):
+        assert kernels.nms(boxes, scores, 0.3).tolist() == [0, 1]
+        assert kernels.nms(boxes.astype(np.float32), scores.astype(np.float32), 0.3).tolist() == [0]
+
+
+@both
+def test_nms_takes_the_lower_index_of_equal_scores_first(version):
+    boxes = np.asarray([[0, 0, 4, 4], [9, 9, 12, 12], [0, 0, 4, 4], [9, 9, 12, 12.0]])
+    with only(version):
+        assert kernels.nms(boxes, np.asarray([0.5, 0.7, 0.5, 0.7]), 0.5).tolist() == [1, 0]
+        labels = np.asarray([1, 0, 0, 1])
+        assert kernels.batched_nms(boxes, np.full(4, 0.5), labels, 0.5).tolist() == [0, 1, 2, 3]
+
+
+@both
+def test_nms_never_drops_a_box_without_area(version):
+    boxes = np.asarray([[1, 1, 1, 1], [1, 1, 1, 1], [0, 0, 2, 2.0]])
+    with only(version):
+        assert kernels.nms(boxes, np.asarray([0.9, 0.8, 0.7]), 0.0).tolist() == [0, 1, 2]
+
+
+@both
+def test_nms_keeps_the_best_and_explains_every_drop(version, rng):
+    boxes, scores = random_boxes(rng, 150), rng.random(150)
+    with only(version):
+        keep = kernels.nms(boxes, scores, 0.4)
+    iou = kernels.pairwise_iou(boxes, boxes)
+    assert (np.diff(scores[keep]) <= 0).all()
+    assert (iou[np.ix_(keep, keep)] - np.eye(len(keep)) <= 0.4).all()
+    for dropped in set(range(150)) - set(keep.tolist()):
+        assert (iou[dropped, keep[scores[keep] > scores[dropped]]] > 0.4).any()
+
+
+@both
+def test_the_first_of_equally_overlapped_objects_wins(version):
+    anchors = np.asarray([[0, 0, 4, 4], [50, 50, 60, 60.0]])
+    gt = np.asarray([[0, 0, 4, 2], [0, 2, 4, 4.0]])
+    with only(version):
+        best_iou, best_gt, gt_best = kernels.best_matches(anchors, gt)
+    assert (best_iou.tolist(), best_gt.tolist(), gt_best.tolist()) == ([0.5, 0.0], [0, 0], [0.5, 0.5])
+
+
+@both
+def test_an_object_claims_all_anchors_that_tie(version):
+    anchors = np.asarray([[0, 0, 4, 4], [2, 0, 6, 4], [0, 0, 4, 3.0]])
+    gt = np.asarray([[1, 0, 5, 4.0]])
+    with only(version):
+        assert kernels.claimed_anchors(anchors, gt, np.asarray([0.6])).tolist() == [True, True, False]
+
+
+# --- the focal loss ------------------------------------------------------------------------------
+
+
+def test_focal_loss_of_easy_examples_is_what_the_paper_says():
+    """Section 3.2: with gamma 2, p_t = 0.9 weighs 100 times less, p_t = 0.968 1000 times, p_t <= .5 at most 4."""
+    p = np.asarray([0.9, 0.968, 0.5, 0.2])
+    logits = np.log(p / (1 - p))
+    plain, _ = kernels.focal_terms(logits, np.ones(4), None, 0.0)
+    muted, _ = kernels.focal_terms(logits, np.ones(4), None, 2.0)
+    np.testing.assert_allclose(plain, -np.log(p), rtol=1e-12)
+    ratio = plain / muted
+    np.testing.assert_allclose(ratio[:2], [100, 1000], rtol=0.03)
+    assert (ratio[2:] <= 4 * (1 + 1e-12)).all()
+
+
+@both
+def test_a_diverged_logit_is_not_hidden(version):
+    logits = np.zeros((2, 3, 8), np.float32)
+    logits[1, 2, 3] = np.nan
+    with only(version), np.errstate(invalid="ignore"):
+        loss, gradient = kernels.focal_loss(logits, np.full((2, 3), focal.BACKGROUND), 0.25, 2.0)
+    assert np.isfinite(loss).tolist() == [True, False]
+    assert np.argwhere(np.isnan(gradient)).tolist() == [[1, 2, 3]]
+
+
+@both
+def test_an_ignored_anchor_has_no_say_whatever_it_holds(version):
+    logits = np.full((1, 2, 8), np.nan, np.float32)
+    logits[0, 0] = 0
+    with only(version), np.errstate(invalid="ignore"):
+        loss, gradient = kernels.focal_loss(logits, np.asarray([[focal.BACKGROUND, focal.IGNORE]]), None, 0.0)
+    np.testing.assert_allclose(loss, 8 * np.log(2), rtol=1e-6)
+    assert (gradient[0, 1] == 0).all()
+
+
+def test_large_sums_keep_their_digits():
+    """A sum in float32, one term after the other, would be off by percents here."""
+    logits = np.full((1, 200_000, 80), -4.59512, np.float32)
+    loss, _ = kernels.focal_loss(logits, np.full((1, 200_000), focal.BACKGROUND), 0.25, 2.0)
+    one, _ = kernels.focal_terms(np.float64(logits[0, :1, 0]), np.zeros(1), 0.25, 2.0)
+    np.testing.assert_allclose(loss, 16_000_000 * one, rtol=1e-6)
+
+
+# --- transposes -----------------------------------------------------------------------------------
+
+
+def test_scatter_add_is_the_transpose_of_take(rng):
+    x, index, rows = rng.normal(size=(6, 3)), rng.integers(0, 6, 20), rng.normal(size=(20, 3))
+    left, right = np.sum(x[index] * rows), np.sum(x * kernels.scatter_add(np.zeros_like(x), index, rows))
+    np.testing.assert_allclose(left, right, rtol=1e-12)
+
+
+def test_scatter_windows_is_the_transpose_of_gather_windows(rng):
+    for x, *rule in windows(rng):
+        read = kernels.gather_windows(x, *rule)
+        c = rng.normal(size=read.shape)
+        back = kernels.scatter_windows(c, *x.shape[1:3], *rule[1:])
+        np.testing.assert_allclose(np.sum(read * c), np.sum(x * back), rtol=1e-12)
