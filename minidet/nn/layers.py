@@ -66,8 +66,8 @@ class Conv2d(Module):
 class BatchNorm2d(Module):
     """Normalize channels over images and positions; running statistics when not training.
 
-    Differs: there is no count of batches, which PyTorch keeps and RetinaNet never reads.
     Source: Ioffe and Szegedy, arXiv:1502.03167.
+    Differs: there is no count of batches, which PyTorch keeps and RetinaNet never reads.
     """
 
     def __init__(self, channels: int, *, eps: float = 1e-5, momentum: float = 0.1):

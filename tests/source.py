@@ -1,0 +1,40 @@
+"""The package's own source, for tests that read it."""
+
+from __future__ import annotations
+
+import ast
+import functools
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "minidet"
+
+paths = sorted(PACKAGE.rglob("*.py"))
+
+
+@functools.cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(), str(path))
+
+
+def shown(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def refuse(violations: list[str]) -> None:
+    """All violations in one readable list, rather than the first."""
+    assert not violations, "\n" + "\n".join(violations)
+
+
+def imports(path: Path) -> list[tuple[str, str, int]]:
+    """(module, name or "", line) of every import, those inside functions included."""
+    found = []
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, "", node.lineno) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{shown(path)}:{node.lineno}: a relative import"
+            found += [(node.module, alias.name, node.lineno) for alias in node.names]
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            found += [(arg.value, "", node.lineno) for arg in node.args if isinstance(arg, ast.Constant)]
+    return found
