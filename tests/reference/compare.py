@@ -1,0 +1,51 @@
+"""How near is near enough, and what two lists of detections being the same means."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+RTOL = {np.dtype(np.float64): 1e-10, np.dtype(np.float32): 1e-5}
+"""Of an op or a loss alone, by the precision it ran in."""
+
+
+def load(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
+    """What a file says about itself, and its arrays."""
+    with np.load(path, allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files}
+    return json.loads(str(arrays.pop("meta"))), arrays
+
+
+def close(got, want, what: str, *, tolerance: float | None = None) -> None:
+    """Equal to `tolerance`, relative to each element, or at a tenth of it to the largest: sums of large
+    numbers of both signs come out small."""
+    got, want = np.asarray(got), np.asarray(want)
+    assert got.shape == want.shape, f"{what}: has shape {got.shape}, expected {want.shape}"
+    rtol = RTOL[want.dtype] if tolerance is None else tolerance
+    largest = float(np.max(np.abs(want), initial=0, where=np.isfinite(want)))
+    np.testing.assert_allclose(got, want, rtol=rtol, atol=0.1 * rtol * largest, err_msg=what)
+
+
+def equal(got, want, what: str) -> None:
+    """Equal, as decisions and positions must be."""
+    np.testing.assert_array_equal(got, want, err_msg=what)
+
+
+def unmatched(got, want, *, boxes: float, scores: float) -> list[int]:
+    """Positions in `want` of detections that `got`, of (boxes, scores, labels) too, has no partner for.
+
+    Partners have one label, and boxes and scores within the tolerances; nobody has two.  Both lists descend by
+    score, so detections can have changed places only where their scores differ by less than `scores`.
+    """
+    free = np.ones(len(got[1]), bool)
+    alone = []
+    for i, (box, score, label) in enumerate(zip(*want, strict=True)):
+        far = np.abs(got[0] - box).max(axis=1, initial=0)
+        partners = free & (got[2] == label) & (far <= boxes) & (np.abs(got[1] - score) <= scores)
+        if partners.any():
+            free[np.flatnonzero(partners)[0]] = False
+        else:
+            alone.append(i)
+    return alone
