@@ -23,7 +23,7 @@ from minidet.training.checkpoint import (
 @pytest.fixture
 def saved(rng):
     return Checkpoint(
-        model={"kind": "Config", "sizes": [1, 2.5]},
+        model={"class": "Config", "sizes": [1, 2.5]},
         classes=("α-cell", "b"),
         category_ids=(3, 90),
         weights={

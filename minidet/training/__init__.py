@@ -2,17 +2,20 @@
 
 from minidet.training.blame import NonFiniteError
 from minidet.training.checkpoint import Checkpoint, CheckpointError, read_checkpoint, write_checkpoint
-from minidet.training.config import FINE_TUNE, SHAPES, TrainConfig
+from minidet.training.config import FINE_TUNE, SCRATCH, SHAPES, TrainConfig
+from minidet.training.load import load_model
 from minidet.training.loop import Training, train
 
 __all__ = [
     "FINE_TUNE",
+    "SCRATCH",
     "SHAPES",
     "Checkpoint",
     "CheckpointError",
     "NonFiniteError",
     "TrainConfig",
     "Training",
+    "load_model",
     "read_checkpoint",
     "train",
     "write_checkpoint",

@@ -7,13 +7,14 @@ from collections.abc import Callable
 import numpy as np
 
 from minidet.autograd import observe
+from minidet.nn import Module
 
 
 class NonFiniteError(RuntimeError):
     """Training stopped because a loss or a gradient was infinite or not a number."""
 
 
-def first_non_finite(model, batch_images: np.ndarray, run: Callable[[], object]) -> str:
+def first_non_finite(model: Module, batch_images: np.ndarray, run: Callable[[], object]) -> str:
     """Where the first infinity or NaN appears when `run()` repeats the step, as a phrase.
 
     Looks at the input, the parameters, then at every op's output and every gradient, in the order in which

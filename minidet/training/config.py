@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from minidet.data.augment import Augment
+from minidet.models import RetinaNet
 from minidet.optim import SGD, AdamW, Optimizer, ParameterGroup, Schedule, linear_rule
 
 WARMUP = 1_600  # images: 100 steps of 16; a short training warms up over its first tenth instead
@@ -88,7 +89,7 @@ class TrainConfig:
             cooldown=self.cooldown,
         )
 
-    def optimizer(self, model) -> Optimizer:
+    def optimizer(self, model: RetinaNet) -> Optimizer:
         """The rule, with every trainable parameter of `model`, the backbone's in a group of their own."""
         backbone, rest = {}, {}
         for name, parameter in model.named_parameters():
@@ -136,3 +137,6 @@ FINE_TUNE = TrainConfig(
     images=5_200, batch_size=4, lr=4e-3, backbone_lr_scale=0.25, cosine=True, cooldown=0.0, augment=ALL_SYMMETRIES
 )
 """For a pretrained backbone and a few hundred photos without an up and down, such as microscope images."""
+
+SCRATCH = TrainConfig(images=5_200, batch_size=4, lr=8e-3, cosine=True, cooldown=0.0, augment=ALL_SYMMETRIES)
+"""The same photos, from random weights with a norm that allows twice the rate."""

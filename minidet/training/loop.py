@@ -12,14 +12,15 @@ import numpy as np
 
 from minidet.data.loader import Batch, Loader
 from minidet.data.sample import Dataset
-from minidet.evaluation.report import Evaluation
+from minidet.evaluation import Evaluation, evaluate
+from minidet.models import RetinaNet
 from minidet.optim import Optimizer, clip_grad_norm, gradient_norm
 from minidet.training.blame import NonFiniteError, first_non_finite
 from minidet.training.checkpoint import BEST, LAST, read_checkpoint, write_checkpoint
 from minidet.training.config import TrainConfig
 from minidet.training.interrupt import Interrupt
 from minidet.training.monitor import Monitor, StepRecord
-from minidet.training.report import write_report
+from minidet.training.report import draw_samples, write_report
 from minidet.training.state import TrainingState, capture, restore
 from minidet.training.step import batch_gradient
 
@@ -34,7 +35,7 @@ class Training:
 
 
 def train(
-    model,
+    model: RetinaNet,
     dataset: Dataset,
     *,
     validate: Dataset | None = None,
@@ -43,7 +44,7 @@ def train(
     config: TrainConfig | None = None,
     resume: bool = False,
     quiet: bool = False,
-    evaluate: Callable[..., Evaluation] | None = None,
+    evaluator: Callable[[RetinaNet, Dataset], Evaluation] = evaluate,
 ) -> Training:
     """Train `model` on `dataset`, in place.
 
@@ -77,14 +78,6 @@ def train(
     def save(name: str) -> None:
         if out is not None:
             write_checkpoint(out / name, capture(model, optimizer, config, state, dataset))
-
-    def measure() -> Evaluation:
-        model.eval()
-        try:
-            return evaluate(model, validate)
-        finally:
-            model.train()
-
     loader = Loader(
         dataset, model.config.preprocess, batch_size=config.batch_size, seed=config.seed, images=config.images,
         start=state.position, augment=config.augment, workers=config.workers,
@@ -99,7 +92,7 @@ def train(
             if validate_now or interrupt.requested or _due(config.checkpoints, config.images, before, state):
                 save(LAST)
             if validate_now and not interrupt.requested:
-                evaluation = measure()
+                evaluation = evaluator(model, validate)
                 record = replace(record, AP=evaluation["AP"], AP50=evaluation["AP50"])
                 monitor.say(f"{state.position:,} images: AP {record.AP:.3f}, AP50 {record.AP50:.3f}")
                 if record.AP > state.best_ap:
@@ -112,15 +105,16 @@ def train(
         save(LAST)
         history = monitor.history
     if validating and evaluation is None:  # resumed after the last step
-        evaluation = measure()
+        evaluation = evaluator(model, validate)
     training = Training(history, evaluation, state)
     if out is not None:
         write_report(out, training)
+        draw_samples(model, dataset if validate is None else validate, config.samples, out / "samples.png")
     return training
 
 
 def _step(
-    model, batch: Batch, optimizer: Optimizer, config: TrainConfig, state: TrainingState
+    model: RetinaNet, batch: Batch, optimizer: Optimizer, config: TrainConfig, state: TrainingState
 ) -> tuple[TrainingState, StepRecord]:
     """One step of the optimizer: the state after it, and what it was like."""
     lr = config.schedule().lr(state.position)
@@ -166,7 +160,15 @@ def _due(times: int, images: int, before: TrainingState, after: TrainingState) -
     return before.position * times // images < after.position * times // images
 
 
-def _non_finite(model, batch: Batch, config: TrainConfig, state: TrainingState, loss: float, norm: float, lr: float):
+def _non_finite(
+    model: RetinaNet,
+    batch: Batch,
+    config: TrainConfig,
+    state: TrainingState,
+    loss: float,
+    norm: float,
+    lr: float,
+) -> NonFiniteError:
     """The error that says which step, which images, and which layer."""
     origin = first_non_finite(
         model, batch.images, lambda: batch_gradient(model, batch, config.accumulate, state.moving)

@@ -5,7 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from minidet.plots import loss_curves
+import numpy as np
+
+from minidet.data.sample import Dataset
+from minidet.detect import detect
+from minidet.models import RetinaNet
+from minidet.plots import contact_sheet, draw_boxes, loss_curves
+
+SHOWN = 0.3  # score from which a detection is drawn
 
 
 def write_report(out: Path, training) -> None:
@@ -21,3 +28,20 @@ def write_report(out: Path, training) -> None:
     }
     (out / "metrics.json").write_text(json.dumps(numbers, indent=2) + "\n")
     loss_curves(training.history, out / "curves.png")
+
+
+def draw_samples(model: RetinaNet, dataset: Dataset, images: int, path: Path) -> None:
+    """A sheet of pictures, evenly spread over the data set, with what the model sees and, dashed, what is there."""
+    rows = np.unique(np.linspace(0, len(dataset) - 1, images).astype(int))
+    samples = [dataset[int(row)] for row in rows]
+    pictures = []
+    for sample, found in zip(samples, detect(model, [sample.image for sample in samples]), strict=True):
+        sure = found.scores >= SHOWN
+        pictures.append(
+            draw_boxes(
+                sample.image, found.boxes[sure], found.labels[sure], found.scores[sure], found.classes,
+                truth=sample.boxes,
+            )
+        )  # fmt: skip
+    if pictures:
+        contact_sheet(pictures, [sample.name for sample in samples], path, columns=3)

@@ -11,13 +11,13 @@ import types
 from dataclasses import fields, is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-KIND = "kind"  # names the class where a field may hold one of several
+CLASS = "class"  # names a dataclass in its dictionary; no field can be called that
 
 
 def to_json(value: Any) -> Any:
     """`value` as JSON types; a dataclass becomes a dictionary that also names its class."""
     if is_dataclass(value):
-        return {KIND: type(value).__name__} | {f.name: to_json(getattr(value, f.name)) for f in fields(value)}
+        return {CLASS: type(value).__name__} | {f.name: to_json(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, (tuple, list)):
         return [to_json(v) for v in value]
     if value is None or isinstance(value, (bool, int, float, str)):
@@ -34,7 +34,7 @@ def from_json(cls: type, data: Any, where: str = "") -> Any:
     where = where or cls.__name__
     if not isinstance(data, dict):
         raise ValueError(f"{where}: expected a dictionary, got {data!r}")
-    data = {key: value for key, value in data.items() if key != KIND}
+    data = {key: value for key, value in data.items() if key != CLASS}
     hints = get_type_hints(cls)
     known = [f.name for f in fields(cls) if f.init]
     for key in data:
@@ -79,9 +79,9 @@ def _read_one_of(choices: tuple, value: Any, where: str) -> Any:
     """A union: a dictionary says its class, anything else is the first choice it fits."""
     classes = {c.__name__: c for c in choices if is_dataclass(c)}
     if classes and isinstance(value, dict):
-        kind = value.get(KIND)
+        kind = value.get(CLASS)
         if kind not in classes:
-            raise ValueError(f"{where}: {KIND} must be one of {', '.join(classes)}, got {kind!r}")
+            raise ValueError(f"{where}: {CLASS} must be one of {', '.join(classes)}, got {kind!r}")
         return from_json(classes[kind], value, where)
     for choice in choices:
         try:

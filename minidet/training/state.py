@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from minidet.data.sample import Dataset
 from minidet.detection.criterion import MOVING_START
+from minidet.models import RetinaNet
 from minidet.optim import Optimizer
 from minidet.training.checkpoint import Checkpoint, CheckpointError
 from minidet.training.config import FREE, TrainConfig
@@ -39,7 +40,7 @@ class TrainingState:
 
 
 def capture(
-    model, optimizer: Optimizer, config: TrainConfig, state: TrainingState, dataset: Dataset
+    model: RetinaNet, optimizer: Optimizer, config: TrainConfig, state: TrainingState, dataset: Dataset
 ) -> Checkpoint:
     """All of it, as a checkpoint."""
     return Checkpoint(
@@ -53,7 +54,7 @@ def capture(
 
 
 def restore(
-    checkpoint: Checkpoint, model, optimizer: Optimizer, config: TrainConfig, dataset: Dataset
+    checkpoint: Checkpoint, model: RetinaNet, optimizer: Optimizer, config: TrainConfig, dataset: Dataset
 ) -> TrainingState:
     """Put model and optimizer where the checkpoint was taken, and say where that is.
 

@@ -10,6 +10,7 @@ import numpy as np
 from minidet.autograd import Tensor
 from minidet.data.loader import Batch
 from minidet.detection.criterion import build_targets, image_weights, loss
+from minidet.models import RetinaNet
 
 
 @dataclass
@@ -31,7 +32,7 @@ class Measured:
         return self.classification + self.box
 
 
-def batch_gradient(model, batch: Batch, parts: int, moving: float) -> Measured:
+def batch_gradient(model: RetinaNet, batch: Batch, parts: int, moving: float) -> Measured:
     """Add the gradient of the batch's loss to every parameter's `.grad`.
 
     The batch is padded as one and matched as one; only then is it cut into `parts`.  Every part's losses are
