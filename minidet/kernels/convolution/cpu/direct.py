@@ -1,7 +1,7 @@
 """Direct convolution: every tile of output pixels gathers its inputs through a table of their places.
 
-Nothing is laid out or padded.  A tile's table says for each tap and each of its ROWS pixels where the
-input row begins; outside of the map that is a row of zeros.  The input gradient is the same loop over
+Nothing is laid out or padded: the plan says for each tap and each of a tile's ROWS pixels which input
+pixel it meets, and outside of the map that is a row of zeros.  The input gradient is the same loop over
 another plan.
 """
 
@@ -39,7 +39,7 @@ def gathered_product(x, plan: Plan, panels, outputs: int, *, depth: int, scale=N
     floor = np.float32(0 if relu else -np.inf)
     _run(
         units, tiles, x.reshape(-1), C, depth, np.zeros(depth, dtype=np.float32),
-        plan.tiles, plan.sources, plan.targets, plan.read, plan.written,
+        plan.tiles, plan.sources, plan.targets.reshape(-1), plan.read, plan.written,
         panels, len(plan.order), y.reshape(-1), outputs, epilogue, floor,
     )  # fmt: skip
     return y
@@ -73,33 +73,22 @@ def _unit(
     panels, taps, y, outputs, epilogue, floor,
 ):  # fmt: skip
     """Tiles `first` to `last`, panel by panel."""
-    # The zeros are another array: their place is counted in elements from the start of x.
-    nothing = (zeros.ctypes.data - x.ctypes.data) // 4
-    reads = np.empty((last - first) * taps * ROWS, dtype=np.int64)
-    writes = np.empty((last - first) * ROWS, dtype=np.int64)
-    for i in range(last - first):
-        repeat, tile = divmod(first + i, len(table))
-        source, used = table[tile, 0], table[tile, 2]
-        origin = repeat * read
-        place = i * taps * ROWS
-        for j in range(used * ROWS):
-            pixel = sources[source + j]
-            reads[place + j] = nothing if pixel < 0 else (origin + pixel) * pitch
-        for m in range(ROWS):
-            writes[i * ROWS + m] = (repeat * written + targets[tile, m]) * outputs
     for column in range(0, outputs, WIDTH):
         valid = min(WIDTH, outputs - column)
         width = WIDTH if valid > LANES else LANES
-        for i in range(last - first):
-            tile = (first + i) % len(table)
-            panel = (column * taps + table[tile, 1] * width) * depth
+        for i in range(first, last):
+            repeat, tile = divmod(i, len(table))
+            source, tap, used = table[tile, 0], table[tile, 1], table[tile, 2]
+            panel = (column * taps + tap * width) * depth
             if valid > LANES:
                 multiply_tile(
-                    x, reads, i * taps * ROWS, table[tile, 2], depth, panels, panel,
-                    y, writes, i * ROWS, column, valid, epilogue, floor, ROWS, VECTORS,
+                    x, pitch, zeros, sources, source, repeat * read, used, depth, panels, panel,
+                    y, outputs, targets, tile * ROWS, repeat * written, column, valid, epilogue, floor,
+                    ROWS, VECTORS,
                 )  # fmt: skip
             else:
                 multiply_tile(
-                    x, reads, i * taps * ROWS, table[tile, 2], depth, panels, panel,
-                    y, writes, i * ROWS, column, valid, epilogue, floor, ROWS, 1,
+                    x, pitch, zeros, sources, source, repeat * read, used, depth, panels, panel,
+                    y, outputs, targets, tile * ROWS, repeat * written, column, valid, epilogue, floor,
+                    ROWS, 1,
                 )  # fmt: skip

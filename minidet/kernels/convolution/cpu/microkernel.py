@@ -5,7 +5,7 @@ functions write LLVM's intermediate language instead, with one explicit vector v
 keeps a ROWS x VECTORS tile of sums in registers while one broadcast input at a time meets one row of
 weights, which is as fast as the machine multiplies.
 
-Every function here takes flat float32 arrays and offsets in elements.  The numbers of rows and vectors
+Every function here takes flat arrays and offsets in elements.  The numbers of rows and vectors
 are literals: each combination is a function of its own, unrolled.
 """
 
@@ -24,51 +24,55 @@ INDEX = types.intp
 
 @intrinsic(prefer_literal=True)
 def multiply_tile(
-    typing, x, reads, read, taps, depth, panels, panel, y, writes, write, column, valid, epilogue, floor,
-    rows, vectors,
+    typing, x, pitch, zeros, sources, source, shift, taps, depth, panels, panel,
+    y, y_pitch, targets, target, y_shift, column, valid, epilogue, floor, rows, vectors,
 ):  # fmt: skip
     """One tile of a convolution: gather, multiply, add up, finish, store.
 
-    y[writes[write + m] + column + j] = max(floor, shift[j] + scale[j] *
-        sum_{t < taps, k < depth} x[reads[read + t*rows + m] + k] * panels[panel + (t*depth + k)*width + j])
+    y[pixel(m), column + j] = max(floor, add[j] + scale[j] *
+        sum_{t < taps, k < depth} x[pixel(t, m), k] * panels[panel + (t*depth + k)*width + j])
 
-    for m < rows and j < valid, with width = vectors * LANES, and scale and shift the two rows of `epilogue`
-    from `column` on.  NaN stays NaN.
+    for m < rows and j < valid, with width = vectors * LANES.  Pixels are `pitch` and `y_pitch` numbers
+    apart: pixel(t, m) = shift + sources[source + t*rows + m], or a row of `zeros` where that source is
+    negative, and pixel(m) = y_shift + targets[target + m].  `scale` and `add` are the two halves of
+    `epilogue`, from `column` on.  NaN stays NaN.
     """
     signature = types.void(
-        x, reads, INDEX, INDEX, INDEX, panels, INDEX, y, writes, INDEX, INDEX, INDEX, epilogue,
-        types.float32, rows, vectors,
+        x, INDEX, zeros, sources, INDEX, INDEX, INDEX, INDEX, panels, INDEX,
+        y, INDEX, targets, INDEX, INDEX, INDEX, INDEX, epilogue, types.float32, rows, vectors,
     )  # fmt: skip
     rows, vectors = _literal(rows), _literal(vectors)
 
     def generate(context, builder, signature, args):
         emit = _Emitter(context, builder, signature, args)
-        _, _, read, taps, depth, _, panel, _, _, write, column, valid, _, floor, _, _ = args
+        _, pitch, _, _, source, shift, taps, depth, _, panel = args[:10]
+        _, y_pitch, _, target, y_shift, column, valid, _, floor, _, _ = args[10:]
         sums = [[emit.variable() for _ in range(vectors)] for _ in range(rows)]
         width = emit.index(vectors * LANES)
+        nothing = emit.pointer(2, emit.index(0))
         with cgutils.for_range(builder, taps) as tap:
-            first = builder.add(read, builder.mul(tap.index, emit.index(rows)))
-            inputs = [
-                emit.pointer(0, builder.load(emit.pointer(1, builder.add(first, emit.index(m)))))
-                for m in range(rows)
-            ]
-            start = builder.add(panel, builder.mul(builder.mul(tap.index, depth), width))
-            weights = emit.pointer(5, start)
+            first = builder.add(source, builder.mul(tap.index, emit.index(rows)))
+            inputs = []
+            for m in range(rows):
+                pixel = emit.number(3, builder.add(first, emit.index(m)))
+                place = emit.pointer(0, builder.mul(builder.add(pixel, shift), pitch))
+                outside = builder.icmp_signed("<", pixel, emit.index(0))
+                inputs.append(builder.select(outside, nothing, place))
+            weights = emit.pointer(8, builder.add(panel, builder.mul(builder.mul(tap.index, depth), width)))
             with cgutils.for_range(builder, depth) as k:
                 here = builder.gep(weights, [builder.mul(k.index, width)])
                 emit.multiply_add([builder.gep(row, [k.index]) for row in inputs], here, sums)
         low = emit.broadcast(floor)
-        scales = emit.pointer(12, column)
-        half = builder.sdiv(emit.size(12), emit.index(2))
-        shifts = builder.gep(scales, [half])
+        scales = emit.pointer(17, column)
+        adds = builder.gep(scales, [builder.sdiv(emit.size(17), emit.index(2))])
         for m, row in enumerate(sums):
-            offset = builder.load(emit.pointer(8, builder.add(write, emit.index(m))))
-            target = emit.pointer(7, builder.add(offset, column))
+            pixel = builder.add(emit.number(12, builder.add(target, emit.index(m))), y_shift)
+            place = emit.pointer(10, builder.add(builder.mul(pixel, y_pitch), column))
             for v, total in enumerate(row):
-                value = emit.fma(builder.load(total), emit.load(scales, v), emit.load(shifts, v))
+                value = emit.fma(builder.load(total), emit.load(scales, v), emit.load(adds, v))
                 # An ordered comparison is false for NaN, so NaN is kept.
                 value = builder.select(builder.fcmp_ordered("<", value, low), low, value)
-                emit.store_some(value, target, v, valid)
+                emit.store_some(value, place, v, valid)
         return context.get_dummy_value()
 
     return signature, generate
@@ -119,6 +123,38 @@ def copy_run(typing, target, to, source, start, length):
     return signature, generate
 
 
+@intrinsic(prefer_literal=True)
+def transpose_square(typing, target, to, target_pitch, source, start, source_pitch, length):
+    """target[to + k*target_pitch + j] = source[start + j*source_pitch + k] for j, k < length.
+
+    `length` is a literal power of two.  Interleaving row i with row i + length/2, for every i, and doing
+    so log2(length) times, transposes a square.
+    """
+    signature = types.void(target, INDEX, INDEX, source, INDEX, INDEX, length)
+    length = _literal(length)
+
+    def generate(context, builder, signature, args):
+        emit = _Emitter(context, builder, signature, args, lanes=length)
+        _, to, target_pitch, _, start, source_pitch, _ = args
+        rows = [
+            emit.load(emit.pointer(3, builder.add(start, builder.mul(source_pitch, emit.index(j)))), 0)
+            for j in range(length)
+        ]
+        low = [i // 2 + length * (i % 2) for i in range(length)]
+        masks = [
+            ir.Constant(ir.VectorType(ir.IntType(32), length), [i + half for i in low])
+            for half in (0, length // 2)
+        ]
+        for _ in range(length.bit_length() - 1):
+            pairs = zip(rows[: length // 2], rows[length // 2 :], strict=True)
+            rows = [builder.shuffle_vector(a, b, mask) for a, b in pairs for mask in masks]
+        for k, row in enumerate(rows):
+            emit.store(row, emit.pointer(0, builder.add(to, builder.mul(target_pitch, emit.index(k)))), 0)
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
 class _Emitter:
     """Writes vector instructions for one call of an intrinsic."""
 
@@ -133,6 +169,10 @@ class _Emitter:
     def pointer(self, argument: int, offset):
         """Where element `offset` of that array argument is."""
         return self.builder.gep(self._array(argument).data, [offset])
+
+    def number(self, argument: int, offset):
+        """Element `offset` of that array of small integers, as an index."""
+        return self.builder.sext(self.builder.load(self.pointer(argument, offset)), ir.IntType(64))
 
     def size(self, argument: int):
         """How many elements that array argument has."""

@@ -6,6 +6,7 @@ import numpy as np
 from numba import njit, prange
 
 from minidet.kernels.convolution.cpu.lanes import LANES, WIDTH
+from minidet.kernels.convolution.cpu.microkernel import copy_run, transpose_square
 
 
 def packed(weight, order, memo: dict, *, transposed: bool):
@@ -43,18 +44,25 @@ def _pack(weight, order, panels, outputs, depth, output_stride, tap_stride, dept
 
 @njit(cache=True)
 def _pack_block(block, weight, order, panels, outputs, depth, output_stride, tap_stride, depth_stride):
-    """One tap of one panel."""
+    """One tap of one panel, in squares of LANES x LANES where they are whole."""
     taps = len(order)
     panel, tap = block // taps, block % taps
     first = panel * WIDTH
     width = WIDTH if outputs - first > LANES else LANES
-    valid = min(width, outputs - first)
-    target = (first * taps + tap * width) * depth
-    source = first * output_stride + order[tap] * tap_stride
-    for _ in range(depth):
-        for j in range(valid):
-            panels[target + j] = weight[source + j * output_stride]
-        for j in range(valid, width):
-            panels[target + j] = 0
-        target += width
-        source += depth_stride
+    begin = (first * taps + tap * width) * depth
+    for j in range(0, width, LANES):
+        valid = min(LANES, outputs - first - j)
+        for k in range(0, depth, LANES):
+            target = begin + k * width + j
+            source = (first + j) * output_stride + order[tap] * tap_stride + k * depth_stride
+            if valid == LANES and k + LANES <= depth:
+                if depth_stride == 1:
+                    transpose_square(panels, target, width, weight, source, output_stride, LANES)
+                else:
+                    for i in range(LANES):
+                        copy_run(panels, target + i * width, weight, source + i * depth_stride, LANES)
+            else:
+                for i in range(min(LANES, depth - k)):
+                    for o in range(LANES):
+                        value = weight[source + o * output_stride + i * depth_stride] if o < valid else 0
+                        panels[target + i * width + o] = value
