@@ -102,12 +102,28 @@ def pools(rng):
     for shape, rule in (((2, 7, 6, 3), (3, 2, 1)), ((1, 4, 4, 2), (2, 2, 0))):
         yield rng.normal(size=shape), *rule
     yield np.zeros((1, 5, 5, 1)), 3, 2, 1  # every tap ties
+    x = rng.normal(size=(1, 5, 5, 2)).astype(np.float32)
+    x[0, 1, 1, 0] = np.nan
+    yield x, 3, 2, 1
 
 
 def pool_gradients(rng):
     for x, *rule in pools(rng):
         values, winners = kernels.max_pool.textbook(x, *rule)
         yield rng.normal(size=values.shape), winners, *x.shape[1:3], *rule
+
+
+def numbers(rng):
+    for dtype in (np.float32, np.float64):
+        for size in (7, 20_000):  # one below and one above the block from which the compiled loop takes over
+            x = rng.normal(size=size).astype(dtype)
+            x[:3] = 0, np.nan, -0.0
+            yield (x,)
+
+
+def number_pairs(rng):
+    for (x,) in numbers(rng):
+        yield rng.normal(size=x.shape).astype(x.dtype), x
 
 
 MAPS = ((4, 3), (3, 2), (2, 1))
@@ -148,6 +164,8 @@ CASES = {
     kernels.max_pool_gradient: pool_gradients,
     kernels.normalize_groups: groups,
     kernels.normalize_groups_gradient: group_gradients,
+    kernels.rectify: numbers,
+    kernels.rectify_gradient: number_pairs,
     kernels.resample: images,
 }
 """For every kernel, argument lists that reach its definition and all its versions."""
@@ -222,7 +240,7 @@ def test_textbook_is_standard(kernel, rng):
             assert_same(call(kernel.textbook, case, strict), call(kernel.textbook, case, numpy))
 
 
-COMPILED = ("boxes", "suppression", "focal", "normalization", "resample")
+COMPILED = ("boxes", "suppression", "focal", "normalization", "pooling", "resample")
 
 
 @pytest.mark.parametrize(

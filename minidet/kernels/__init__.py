@@ -6,6 +6,7 @@ from minidet.kernels.convolution import convolve, convolve_input_gradient, convo
 from minidet.kernels.focal import focal_loss, focal_terms
 from minidet.kernels.kernel import Kernel, only
 from minidet.kernels.normalization import normalize_groups, normalize_groups_gradient
+from minidet.kernels.pointwise import rectify, rectify_gradient
 from minidet.kernels.pooling import max_pool, max_pool_gradient
 from minidet.kernels.resample import resample
 from minidet.kernels.scatter import scatter_add
@@ -22,6 +23,8 @@ ALL = (
     max_pool_gradient,
     normalize_groups,
     normalize_groups_gradient,
+    rectify,
+    rectify_gradient,
     best_matches,
     claimed_anchors,
     nms,
@@ -53,6 +56,8 @@ __all__ = [
     "normalize_groups_gradient",
     "only",
     "pairwise_iou",
+    "rectify",
+    "rectify_gradient",
     "resample",
     "scatter_add",
     "scatter_windows",

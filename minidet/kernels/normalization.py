@@ -101,35 +101,42 @@ def _normalize_groups_gradient_numba(x, gy, weight, mean, scale, maps: Maps):
 @njit(parallel=True, cache=True, error_model="numpy")
 def _normalize(x, weight, bias, groups, eps, starts):
     """One image at a time, which stays in cache; sums per channel, in float64, so the inner loop runs
-    along memory and vectorises."""
+    along memory and vectorises.
+
+    One pass finds mean and variance: sums of x - pivot and of its square, with a pixel's value for the
+    pivot, so that a large mean cancels nothing; then each group's from its channels' (Chan et al. 1979).
+    """
     N, _, C = x.shape
     L, width = starts.size - 1, C // groups
     y = np.empty_like(x)
     means, scales = np.empty((N, L, groups), x.dtype), np.empty((N, L, groups), x.dtype)
     for n in prange(N):
-        total, slope, offset = np.empty(C), np.empty(C, x.dtype), np.empty(C, x.dtype)
-        center = np.empty(C)
+        total, square = np.empty(C), np.empty(C)
+        pivot, slope, offset = np.empty(C, x.dtype), np.empty(C, x.dtype), np.empty(C, x.dtype)
         for level in range(L):
             start, stop = starts[level], starts[level + 1]
-            count = (stop - start) * width
+            count = stop - start
             total[:] = 0
+            square[:] = 0
+            for c in range(C):
+                pivot[c] = x[n, start, c]
             for s in range(start, stop):
                 for c in range(C):
-                    total[c] += x[n, s, c]
+                    d = x[n, s, c] - pivot[c]
+                    total[c] += d
+                    square[c] += d * d
             for g in range(groups):
-                center[g * width : (g + 1) * width] = total[g * width : (g + 1) * width].sum() / count
-            total[:] = 0
-            for s in range(start, stop):
-                for c in range(C):
-                    d = x[n, s, c] - center[c]
-                    total[c] += d * d
-            for g in range(groups):
-                inside = slice(g * width, (g + 1) * width)
-                scale = 1 / np.sqrt(total[inside].sum() / count + eps)
-                means[n, level, g], scales[n, level, g] = center[g * width], scale
+                center = spread = 0.0
+                for c in range(g * width, (g + 1) * width):
+                    center += (pivot[c] + total[c] / count) / width
+                for c in range(g * width, (g + 1) * width):
+                    away = pivot[c] + total[c] / count - center
+                    spread += square[c] - total[c] * total[c] / count + count * away * away
+                scale = 1 / np.sqrt(spread / (count * width) + eps)
+                means[n, level, g], scales[n, level, g] = center, scale
                 for c in range(g * width, (g + 1) * width):
                     slope[c] = scale * weight[c]
-                    offset[c] = bias[c] - center[c] * scale * weight[c]
+                    offset[c] = bias[c] - center * scale * weight[c]
             for s in range(start, stop):
                 for c in range(C):
                     y[n, s, c] = x[n, s, c] * slope[c] + offset[c]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
+from numba import njit, prange
+
 from minidet import backend
 from minidet.kernels.kernel import Kernel
 from minidet.kernels.windows import every, output_size
@@ -52,3 +55,50 @@ def max_pool_gradient(gy, winners, height: int, width: int, size: int, stride: i
         won = winners == xp.asarray(tap, dtype=xp.uint8, device=gy.device)
         padded[:, every(i, stride, P), every(j, stride, Q), :] += xp.where(won, gy, zero)
     return padded[:, padding : padding + height, padding : padding + width, :]
+
+
+@max_pool.faster_on("numpy")
+def _max_pool_numba(x, size: int, stride: int, padding: int):
+    N, H, W, C = x.shape
+    P, Q = (output_size(n + 2 * padding, size, stride, 1) for n in (H, W))
+    best = np.full((N, P, Q, C), -np.inf, x.dtype)
+    winners = np.zeros((N, P, Q, C), np.uint8)
+    _max_pool(np.ascontiguousarray(x), size, stride, padding, best, winners)
+    return best, winners
+
+
+@max_pool_gradient.faster_on("numpy")
+def _max_pool_gradient_numba(gy, winners, height: int, width: int, size: int, stride: int, padding: int):
+    gx = np.zeros((gy.shape[0], height, width, gy.shape[3]), gy.dtype)
+    _max_pool_gradient(np.ascontiguousarray(gy), winners, size, stride, padding, gx)
+    return gx
+
+
+@njit(parallel=True, cache=True)
+def _max_pool(x, size, stride, padding, best, winners):
+    _, H, W, C = x.shape
+    N, P, Q, _ = best.shape
+    for row in prange(N * P):
+        n, p = row // P, row % P
+        for q in range(Q):
+            for tap in range(size * size):
+                h, w = p * stride + tap // size - padding, q * stride + tap % size - padding
+                if 0 <= h < H and 0 <= w < W:
+                    for c in range(C):
+                        v, b = x[n, h, w, c], best[n, p, q, c]
+                        if v > b or (v != v and b == b):  # only a NaN differs from itself
+                            best[n, p, q, c] = v
+                            winners[n, p, q, c] = tap
+
+
+@njit(parallel=True, cache=True)
+def _max_pool_gradient(gy, winners, size, stride, padding, gx):
+    N, P, Q, C = gy.shape
+    for n in prange(N):  # windows of one image overlap, those of two never do
+        for p in range(P):
+            for q in range(Q):
+                for c in range(C):
+                    tap = winners[n, p, q, c]
+                    h, w = p * stride + tap // size - padding, q * stride + tap % size - padding
+                    if 0 <= h < gx.shape[1] and 0 <= w < gx.shape[2]:
+                        gx[n, h, w, c] += gy[n, p, q, c]

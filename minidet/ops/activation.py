@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from minidet.autograd import Tensor, record
 from minidet.backend import Array, namespace
+from minidet.kernels import rectify, rectify_gradient
 
 
 def exp(x: Tensor) -> Tensor:
@@ -52,11 +53,9 @@ def relu(x: Tensor) -> Tensor:
     Shapes: any; y has the shape of x.
     Backward: dL/dx = dL/dy where y > 0, else 0.  At the kink x = 0 we choose 0.
     """
-    xp = x.xp
     # y itself tells where x was positive, and the next op keeps it anyway: no mask to store.
-    y = xp.maximum(x.data, xp.asarray(0, dtype=x.dtype, device=x.data.device))
-    zero = xp.asarray(0, dtype=x.dtype, device=x.data.device)
-    return record("relu", y, (x,), lambda gy: (xp.where(y > zero, gy, 0),))
+    y = rectify(x.data)
+    return record("relu", y, (x,), lambda gy: (rectify_gradient(gy, y),))
 
 
 def sigmoid(x: Tensor) -> Tensor:

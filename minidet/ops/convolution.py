@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from minidet.autograd import Tensor, record
 from minidet.backend import Array
+from minidet.kernels import rectify_gradient
 from minidet.kernels.convolution import (
     Geometry,
     convolve,
@@ -115,7 +116,7 @@ def _convolve(op, x, flat, weight, bias, geometry, scale, relu, shape) -> Tensor
     def backward(gy):
         g = xp.reshape(gy, (shape[0], -1, F))
         if rectified is not None:
-            g = xp.where(rectified > 0, g, xp.zeros_like(g))
+            g = rectify_gradient(g, rectified)
         gbias = xp.sum(g, axis=(0, 1)) if needs_bias else None
         if scale is not None:
             g = g * scale
