@@ -184,6 +184,25 @@ def test_resuming_a_finished_training_only_measures_it(tmp_path):
     assert done.state.position == 4
 
 
+def test_an_interrupted_validation_is_finished_and_saved(tmp_path):
+    def evaluator(model, dataset):
+        assert read_checkpoint(tmp_path).training["state"]["position"] == 2  # saved before it began
+        os.kill(os.getpid(), signal.SIGINT)
+        return Numbers(AP=0.5, AP50=0.6)
+
+    config = replace(QUICK, images=4, validations=2, checkpoints=0)
+    with pytest.raises(KeyboardInterrupt, match="stopped after 2 of 4 images"):
+        train(
+            tiny_model(), tiny_data(), validate=tiny_data(), out=tmp_path, config=config, quiet=True,
+            evaluator=evaluator,
+        )  # fmt: skip
+    for name in ("last", "best"):
+        state = read_checkpoint(tmp_path / f"{name}.safetensors").training["state"]
+        assert (state["position"], state["best_ap"]) == (2, 0.5)
+    with pytest.raises(KeyboardInterrupt, match="stopped after 1 of 4 images: nothing was saved"):
+        train(tiny_model(), Wrapped(tiny_data(), interrupt_at(1)), config=replace(config, batch_size=1), quiet=True)
+
+
 def test_the_second_interrupt_acts_at_once(capsys):
     with Interrupt() as interrupt:
         os.kill(os.getpid(), signal.SIGTERM)

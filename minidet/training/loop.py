@@ -78,6 +78,7 @@ def train(
     def save(name: str) -> None:
         if out is not None:
             write_checkpoint(out / name, capture(model, optimizer, config, state, dataset))
+
     loader = Loader(
         dataset, model.config.preprocess, batch_size=config.batch_size, seed=config.seed, images=config.images,
         start=state.position, augment=config.augment, workers=config.workers,
@@ -89,9 +90,8 @@ def train(
             before = state
             state, record = _step(model, batch, optimizer, config, state)
             validate_now = validating and _due(config.validations, config.images, before, state)
-            if validate_now or interrupt.requested or _due(config.checkpoints, config.images, before, state):
-                save(LAST)
             if validate_now and not interrupt.requested:
+                save(LAST)  # a validation takes its time: nothing that happens in it shall cost the steps before
                 evaluation = evaluator(model, validate)
                 record = replace(record, AP=evaluation["AP"], AP50=evaluation["AP50"])
                 monitor.say(f"{state.position:,} images: AP {record.AP:.3f}, AP50 {record.AP50:.3f}")
@@ -99,18 +99,20 @@ def train(
                     state = replace(state, best_ap=record.AP, best_position=state.position)
                     save(BEST)
             monitor.record(record)
-            if interrupt.requested:
+            stop = interrupt.requested  # asked once: it may change between two lines
+            if stop or validate_now or _due(config.checkpoints, config.images, before, state):
+                save(LAST)
+            if stop:
                 saved = "nothing was saved" if out is None else f"saved in {out / LAST}; resume to go on"
                 raise KeyboardInterrupt(f"stopped after {state.position:,} of {config.images:,} images: {saved}")
         save(LAST)
         history = monitor.history
     if validating and evaluation is None:  # resumed after the last step
         evaluation = evaluator(model, validate)
-    training = Training(history, evaluation, state)
     if out is not None:
-        write_report(out, training)
+        write_report(out, history, evaluation, state)
         draw_samples(model, dataset if validate is None else validate, config.samples, out / "samples.png")
-    return training
+    return Training(history, evaluation, state)
 
 
 def _step(

@@ -9,16 +9,20 @@ import numpy as np
 
 from minidet.data.sample import Dataset
 from minidet.detect import detect
+from minidet.evaluation import Evaluation
 from minidet.models import RetinaNet
 from minidet.plots import contact_sheet, draw_boxes, loss_curves
+from minidet.training.state import TrainingState
 
 SHOWN = 0.3  # score from which a detection is drawn
+DRAWN = 480  # pixels of a drawing's longer side
 
 
-def write_report(out: Path, training) -> None:
+def write_report(
+    out: Path, history: dict[str, list], evaluation: Evaluation | None, state: TrainingState
+) -> None:
     """metrics.json (the validation's numbers, and the training's) and curves.png, in the folder `out`."""
-    state = training.state
-    numbers = {} if training.evaluation is None else training.evaluation.to_json()
+    numbers = {} if evaluation is None else evaluation.to_json()
     numbers["training"] = {
         "images": state.position,
         "steps": state.steps,
@@ -27,7 +31,7 @@ def write_report(out: Path, training) -> None:
         "best_at_images": state.best_position,
     }
     (out / "metrics.json").write_text(json.dumps(numbers, indent=2) + "\n")
-    loss_curves(training.history, out / "curves.png")
+    loss_curves(history, out / "curves.png")
 
 
 def draw_samples(model: RetinaNet, dataset: Dataset, images: int, path: Path) -> None:
@@ -40,7 +44,7 @@ def draw_samples(model: RetinaNet, dataset: Dataset, images: int, path: Path) ->
         pictures.append(
             draw_boxes(
                 sample.image, found.boxes[sure], found.labels[sure], found.scores[sure], found.classes,
-                truth=sample.boxes,
+                truth=sample.boxes, size=DRAWN,
             )
         )  # fmt: skip
     if pictures:
