@@ -189,10 +189,11 @@ def test_assign_equals_its_definition_on_the_matrix(xp, low_quality, zero_iou, r
 def test_small_objects_cannot_reach_the_thresholds():
     """The smallest anchor has 32^2 pixels: under 512 an object cannot reach IoU .5, under 409.6 not .4."""
     anchors = anchors_for(PAPER, (128, 128), grids(128, 128))
-    for area, labels in ((513, {0, IGNORE, BACKGROUND}), (511, {IGNORE, BACKGROUND}), (408, {BACKGROUND})):
+    for area, label in ((513, 0), (511, IGNORE), (408, BACKGROUND)):
         half = math.sqrt(area) / 2
         gt = np.asarray([[64 - half, 64 - half, 64 + half, 64 + half]], np.float32)
-        assert set(assign(anchors, gt, MatcherConfig()).tolist()) == labels
+        best = kernels.pairwise_iou(anchors, gt).argmax()
+        assert assign(anchors, gt, MatcherConfig())[best] == label
 
 
 @pytest.mark.parametrize(("high", "low"), [(0.4, 0.5), (1.5, 0.4), (0.5, -0.1)])
