@@ -11,10 +11,11 @@
 """
 
 from minidet.autograd import Tensor, checkpoint, no_grad
-from minidet.data import shapes
+from minidet.data import coco, shapes
 from minidet.detect import Found, detect
 from minidet.evaluation import Evaluation, evaluate
 from minidet.models import RetinaNet, RetinaNetConfig, presets
+from minidet.training import TrainConfig, load_model, train
 
 __all__ = [
     "Evaluation",
@@ -22,10 +23,14 @@ __all__ = [
     "RetinaNet",
     "RetinaNetConfig",
     "Tensor",
+    "TrainConfig",
     "checkpoint",
+    "coco",
     "detect",
     "evaluate",
+    "load_model",
     "no_grad",
     "presets",
     "shapes",
+    "train",
 ]
