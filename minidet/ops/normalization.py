@@ -72,12 +72,14 @@ def batch_norm_training(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float) 
     deviation = 1 / xp.sqrt(variance + eps)
     normal = centered * deviation
     gamma, beta = xp.astype(weight.data, x.dtype), xp.astype(bias.data, x.dtype)
-    needs_x = x.requires_grad
+    needs_x, needs_weight, needs_bias = x.requires_grad, weight.requires_grad, bias.requires_grad
 
     def backward(gy):
-        gweight, gbias = xp.sum(gy * normal, axis=axes), xp.sum(gy, axis=axes)
+        # dL/dx needs both sums, whoever else asks for them.
+        gweight = xp.sum(gy * normal, axis=axes) if needs_x or needs_weight else None
+        gbias = xp.sum(gy, axis=axes) if needs_x or needs_bias else None
         gx = gamma * deviation * (gy - gbias / count - normal * (gweight / count)) if needs_x else None
-        return (gx, gweight, gbias)
+        return (gx, gweight if needs_weight else None, gbias if needs_bias else None)
 
     y = record("batch_norm", normal * gamma + beta, (x, weight, bias), backward)
     return y, mean, variance * (count / (count - 1))
@@ -119,11 +121,17 @@ def group_norm(
     flat = xp.reshape(x.data, (N, -1, C))
     gamma, beta = xp.astype(weight.data, x.dtype), xp.astype(bias.data, x.dtype)
     y, mean, scale = normalize_groups(flat, gamma, beta, groups, eps, maps)
+    needs_x, needs_weight, needs_bias = x.requires_grad, weight.requires_grad, bias.requires_grad
 
     def backward(gy):
         gx, gweight, gbias = normalize_groups_gradient(
             flat, xp.reshape(gy, flat.shape), gamma, mean, scale, maps
         )
-        return (xp.reshape(gx, shape), gweight, gbias)
+        # The kernel makes all three in one pass over the map.
+        return (
+            xp.reshape(gx, shape) if needs_x else None,
+            gweight if needs_weight else None,
+            gbias if needs_bias else None,
+        )
 
     return record("group_norm", xp.reshape(y, shape), (x, weight, bias), backward)

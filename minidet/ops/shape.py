@@ -87,9 +87,10 @@ def stack(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
         raise ValueError("stack: needs at least one tensor")
     xp = tensors[0].xp
     axis %= tensors[0].ndim + 1
+    needed = [x.requires_grad for x in tensors]
 
     def backward(gy):
-        return tuple(gy[_along(axis, i, gy.ndim)] for i in range(gy.shape[axis]))
+        return tuple(gy[_along(axis, i, gy.ndim)] if need else None for i, need in enumerate(needed))
 
     return record("stack", xp.stack([x.data for x in tensors], axis=axis), tuple(tensors), backward)
 
