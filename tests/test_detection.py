@@ -66,6 +66,7 @@ def test_anchor_counts(size, count):
     anchors = anchors_for(PAPER, size, grids(*size))
     assert anchors.shape == (count, 4)
     assert anchors.dtype == np.float32
+    assert PAPER.per_cell == 9
 
 
 def test_anchors_have_the_areas_and_ratios_of_the_paper():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from minidet import backend
 from minidet.kernels.kernel import Kernel
 
@@ -28,8 +26,9 @@ def scatter_add(x, index, rows):
     return total
 
 
+@scatter_add.faster_on("cupy")
 @scatter_add.faster_on("numpy")
-def _scatter_add_numpy(x, index, rows):
+def _scatter_add_at(x, index, rows):
     total = x.copy()
-    np.add.at(total, index, rows)
+    backend.namespace(x).add.at(total, index, rows)
     return total

@@ -61,7 +61,7 @@ def focal_star(
     Shapes: targets: the shape of logits; so has the result.
     Units: logits; targets 0 or 1; x_t is x for targets 1 and -x for 0.
     Backward: dL/dx = dL/dy * alpha_t * s (p_t* - 1), s = +1 for targets 1, -1 for 0.
-    Source: RetinaNet, arXiv:1708.02002, appendix A, eq. (7), (8) and (11).
+    Source: RetinaNet, arXiv:1708.02002, appendices A and B, eq. (7), (8) and (11).
     Raises:
         ValueError: unless gamma > 0.
     """
@@ -123,7 +123,7 @@ def giou_loss(boxes: Tensor, target: Array, *, eps: float = 1e-7) -> Tensor:
     Units: any; eps is an area in the same units.
     Backward: the chain rule through I, U = A + B - I and C; where a side of `boxes` and of `target` coincide,
         max and min give each half of the gradient, as PyTorch does.
-    Source: Rezatofighi et al., arXiv:1902.09630, algorithm 1.
+    Source: Rezatofighi et al., arXiv:1902.09630, algorithms 1 and 2; eps as in torchvision.
     """
     xp = boxes.xp
     b, t = boxes.data, xp.astype(target, boxes.dtype)
