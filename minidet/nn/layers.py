@@ -49,6 +49,12 @@ class Conv2d(Module):
     def fused(self, x: Tensor, maps: Maps | None, bias: Tensor | None, scale, relu: bool) -> Tensor:
         """relu(scale * (weight * x) + bias), with a bias that may not be the layer's own."""
         if maps is not None:
+            same = self.weight.shape[1] // 2
+            if (self.stride, self.padding, self.dilation, self.groups) != (1, same, 1, 1):
+                raise ValueError(
+                    "Conv2d: on a pyramid it keeps every level's size, with one group, but has "
+                    f"stride={self.stride}, padding={self.padding}, dilation={self.dilation}, groups={self.groups}"
+                )
             return conv2d_levels(x, maps, self.weight, bias, scale=scale, relu=relu)
         return conv2d(
             x,

@@ -62,8 +62,9 @@ class Module:
 
     @property
     def xp(self):
-        """The Array API namespace of the parameters."""
-        return next(p.xp for p in self.parameters())
+        """The Array API namespace of the parameters, or of the buffers where there are none."""
+        arrays = [parameter.data for parameter in self.parameters()] or [array for _, array in self.named_buffers()]
+        return backend.namespace(arrays[0])
 
     def to(self, xp) -> Self:
         """Move every parameter and buffer to the library `xp`; gradients are dropped.
@@ -132,13 +133,13 @@ class Module:
             lines = [f"  {name}: {what}" for name, what in problems.items()]
             shown = lines[:20] + ([f"  ... and {len(lines) - 20} more"] if len(lines) > 20 else [])
             raise ValueError(
-                f"the state dict does not fit: {len(problems)} of {len(shapes)} names differ\n" + "\n".join(shown)
+                f"the state dict does not fit: {len(problems)} of {len(shapes.keys() | state.keys())} names differ\n"
+                + "\n".join(shown)
             )
-        xp = self.xp
         for name in shapes.keys() & state.keys() - problems.keys():
             module, place = mine[name]
             old = place.data if module is None else getattr(module, place)
-            values = xp.asarray(np.array(state[name]), dtype=old.dtype)
+            values = backend.namespace(old).asarray(np.array(state[name]), dtype=old.dtype)
             if module is None:
                 place.data = values
             else:
