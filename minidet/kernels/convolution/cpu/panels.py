@@ -39,7 +39,10 @@ def padded(outputs: int) -> int:
 def _pack(weight, order, panels, outputs, depth, output_stride, tap_stride, depth_stride):
     taps = len(order)
     for block in prange((outputs + WIDTH - 1) // WIDTH * taps):
-        _pack_block(block, weight, order, panels, outputs, depth, output_stride, tap_stride, depth_stride)
+        # prange counts unsigned: without the cast the block would be compiled a second time.
+        _pack_block(
+            np.intp(block), weight, order, panels, outputs, depth, output_stride, tap_stride, depth_stride
+        )
 
 
 @njit(cache=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numba import get_num_threads, njit, prange
 
-from minidet.kernels.convolution.cpu.lanes import LANES, ROWS, VECTORS
+from minidet.kernels.convolution.cpu.lanes import LANES, ROWS, VECTORS, WIDTH
 from minidet.kernels.convolution.cpu.microkernel import accumulate_tile, copy_run
 from minidet.kernels.convolution.cpu.panels import padded
 from minidet.kernels.convolution.cpu.plan import Plan
@@ -34,7 +34,7 @@ def outer_products(x, gy, plan: Plan, *, depth: int):
     N, _, C = x.shape
     F, taps = gy.shape[2], len(plan.order)
     rows = -(-F // ROWS) * ROWS
-    columns = taps * padded(depth)
+    columns = -(-taps * padded(depth) // WIDTH) * WIDTH
     threads = get_num_threads()
     shares, ranges = (threads, 1) if rows * columns <= FEW_WEIGHTS else (1, threads)
     sums = np.zeros((shares, rows, columns), dtype=np.float32)
@@ -44,70 +44,69 @@ def outer_products(x, gy, plan: Plan, *, depth: int):
         plan.tiles, plan.sources, plan.targets, plan.read, plan.written, sums.reshape(-1), rows, columns,
     )  # fmt: skip
     total = sums[0] if shares == 1 else sums.sum(axis=0)
-    return np.ascontiguousarray(total[:F].reshape(F, taps, -1)[:, :, :depth])
+    return np.ascontiguousarray(total[:F, : taps * padded(depth)].reshape(F, taps, -1)[:, :, :depth])
 
 
 @njit(parallel=True, cache=True)
 def _run(
     shares, ranges, tiles, x, pitch, depth, gy, F, table, sources, targets, read, written, sums, rows, columns
 ):
-    vectors = columns // LANES
-    pairs = (vectors + VECTORS - 1) // VECTORS
     for unit in prange(shares * ranges):
-        share, part = unit // ranges, unit % ranges
-        start = part * pairs // ranges * VECTORS
-        stop = min(vectors, (part + 1) * pairs // ranges * VECTORS)
-        for first in range(share * tiles // shares, (share + 1) * tiles // shares, BLOCK):
-            last = min(first + BLOCK, (share + 1) * tiles // shares)
-            _block(
-                first, last, start, stop, x, pitch, depth, gy, F, table, sources, targets, read, written,
-                sums, share * rows * columns, rows, columns,
-            )  # fmt: skip
+        share, part = np.intp(unit) // ranges, np.intp(unit) % ranges
+        _unit(
+            share * tiles // shares, (share + 1) * tiles // shares, part, ranges,
+            x, pitch, depth, gy, F, table, sources, targets, read, written,
+            sums, share * rows * columns, rows, columns,
+        )  # fmt: skip
 
 
 @njit(cache=True)
-def _block(
-    first, last, start, stop, x, pitch, depth, gy, F, table, sources, targets, read, written,
+def _unit(
+    begin, end, part, ranges, x, pitch, depth, gy, F, table, sources, targets, read, written,
     sums, place, rows, columns,
 ):  # fmt: skip
-    """The pixels of tiles `first` to `last`, for column vectors `start` to `stop`."""
-    pixels = (last - first) * ROWS
-    left = np.zeros(rows * pixels, dtype=np.float32)
-    right = np.empty(VECTORS * LANES * pixels, dtype=np.float32)
+    """The pixels of tiles `begin` to `end`, block by block, for one of `ranges` parts of the columns."""
+    pairs = columns // WIDTH
+    used = len(sources) // targets.size * ((depth + LANES - 1) // LANES)
+    left = np.zeros(rows * BLOCK * ROWS, dtype=np.float32)
+    right = np.zeros(WIDTH * BLOCK * ROWS, dtype=np.float32)
     zeros = np.zeros(LANES, dtype=np.float32)
-    _lay_out_filters(first, last, gy, F, targets, written, left, pixels)
-    for vector in range(start, stop, VECTORS):
-        width = min(VECTORS, stop - vector)
-        for v in range(width):
-            _lay_out_column(
-                first, last, vector + v, x, pitch, depth, table, sources, read, right, v, width, zeros
-            )
-        for row in range(0, rows, ROWS):
-            target = place + row * columns + vector * LANES
-            if width == VECTORS:
+    for first in range(begin, end, BLOCK):
+        last = min(first + BLOCK, end)
+        pixels = (last - first) * ROWS
+        _lay_out_filters(first, last, gy, F, targets, written, left, pixels)
+        for pair in range(part * pairs // ranges, (part + 1) * pairs // ranges):
+            # Of an odd number of vectors the last has no partner: what is in its place is cut off later.
+            for v in range(min(VECTORS, used - pair * VECTORS)):
+                _lay_out_column(
+                    first, last, pair * VECTORS + v, x, pitch, depth, table, sources, read, right, v, zeros
+                )
+            for row in range(0, rows, ROWS):
+                target = place + row * columns + pair * WIDTH
                 accumulate_tile(left, row * pixels, right, 0, pixels, sums, target, columns, ROWS, VECTORS)
-            else:
-                accumulate_tile(left, row * pixels, right, 0, pixels, sums, target, columns, ROWS, 1)
 
 
 @njit(cache=True)
 def _lay_out_filters(first, last, gy, F, targets, written, left, pixels):
-    """dL/dy in panels of (pixels, ROWS filters); missing filters and repeated pixels stay zero."""
+    """dL/dy in panels of (pixels, ROWS filters); missing filters and repeated pixels are zeros."""
     for i in range(last - first):
         repeat, tile = divmod(first + i, len(targets))
         for m in range(ROWS):
-            if m == 0 or targets[tile, m] != targets[tile, m - 1]:
-                source = (repeat * written + targets[tile, m]) * F
-                target = (i * ROWS + m) * ROWS
-                for f in range(0, F - ROWS + 1, ROWS):
-                    copy_run(left, f * pixels + target, gy, source + f, ROWS)
-                for f in range(F - F % ROWS, F):
-                    left[(f - f % ROWS) * pixels + target + f % ROWS] = gy[source + f]
+            repeated = m > 0 and targets[tile, m] == targets[tile, m - 1]
+            source = (repeat * written + targets[tile, m]) * F
+            target = (i * ROWS + m) * ROWS
+            for f in range(0, F, ROWS):
+                place = f * pixels + target
+                if not repeated and f + ROWS <= F:
+                    copy_run(left, place, gy, source + f, ROWS)
+                else:
+                    for j in range(ROWS):
+                        left[place + j] = gy[source + f + j] if not repeated and f + j < F else 0
 
 
 @njit(cache=True)
-def _lay_out_column(first, last, vector, x, pitch, depth, table, sources, read, right, v, width, zeros):
-    """One tap's LANES channels of every pixel, as the v-th vector of rows of `width` vectors."""
+def _lay_out_column(first, last, vector, x, pitch, depth, table, sources, read, right, v, zeros):
+    """One tap's LANES channels of every pixel, as the v-th vector of rows of WIDTH."""
     each = (depth + LANES - 1) // LANES
     tap, channel = vector // each, vector % each * LANES
     valid = min(LANES, depth - channel)
@@ -115,7 +114,7 @@ def _lay_out_column(first, last, vector, x, pitch, depth, table, sources, read, 
         repeat, tile = divmod(first + i, len(table))
         source = table[tile, 0] + tap * ROWS
         for m in range(ROWS):
-            target = ((i * ROWS + m) * width + v) * LANES
+            target = (i * ROWS + m) * WIDTH + v * LANES
             pixel = sources[source + m]
             start = (repeat * read + pixel) * pitch + channel
             if pixel < 0:
