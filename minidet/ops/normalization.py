@@ -34,11 +34,10 @@ def batch_norm(x: Tensor, weight: Tensor, bias: Tensor, mean: Array, variance: A
     values = x.data if needs_weight else None
 
     def backward(gy):
-        axes = tuple(range(gy.ndim - 1))
         return (
             gy * scale if needs_x else None,
-            xp.sum(gy * ((values - center) * deviation), axis=axes) if needs_weight else None,
-            xp.sum(gy, axis=axes) if needs_bias else None,
+            _total(gy * ((values - center) * deviation), xp) if needs_weight else None,
+            _total(gy, xp) if needs_bias else None,
         )
 
     return record("batch_norm", x.data * scale + offset, (x, weight, bias), backward)
@@ -62,13 +61,12 @@ def batch_norm_training(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float) 
         ValueError: if a channel has only one value, whose variance says nothing.
     """
     xp = x.xp
-    axes = tuple(range(x.ndim - 1))
     count = math.prod(x.shape[:-1])
     if count < 2:
         raise ValueError(f"batch_norm: needs more than one value per channel in training, got shape {x.shape}")
-    mean = xp.mean(x.data, axis=axes)
+    mean = _total(x.data, xp) / count
     centered = x.data - mean
-    variance = xp.mean(centered**2, axis=axes)
+    variance = _total(centered**2, xp) / count
     deviation = 1 / xp.sqrt(variance + eps)
     normal = centered * deviation
     gamma, beta = xp.astype(weight.data, x.dtype), xp.astype(bias.data, x.dtype)
@@ -76,8 +74,8 @@ def batch_norm_training(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float) 
 
     def backward(gy):
         # dL/dx needs both sums, whoever else asks for them.
-        gweight = xp.sum(gy * normal, axis=axes) if needs_x or needs_weight else None
-        gbias = xp.sum(gy, axis=axes) if needs_x or needs_bias else None
+        gweight = _total(gy * normal, xp) if needs_x or needs_weight else None
+        gbias = _total(gy, xp) if needs_x or needs_bias else None
         gx = gamma * deviation * (gy - gbias / count - normal * (gweight / count)) if needs_x else None
         return (gx, gweight if needs_weight else None, gbias if needs_bias else None)
 
@@ -135,3 +133,12 @@ def group_norm(
         )
 
     return record("group_norm", xp.reshape(y, shape), (x, weight, bias), backward)
+
+
+def _total(x: Array, xp) -> Array:
+    """The sum over all but the channels.
+
+    In double precision: tens of thousands of float32 numbers, added one after the other, lose four digits, and
+    what follows a batch norm then differs in the third.
+    """
+    return xp.astype(xp.sum(x, axis=tuple(range(x.ndim - 1)), dtype=xp.float64), x.dtype)
