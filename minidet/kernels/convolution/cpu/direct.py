@@ -35,7 +35,7 @@ def gathered_product(x, plan: Plan, panels, outputs: int, *, depth: int, scale=N
     threads = get_num_threads()
     rounds = -(-tiles // (threads * GROUP))
     units = min(tiles, threads * rounds)
-    epilogue = _epilogue(outputs, scale, bias)
+    epilogue = epilogue_of(outputs, scale, bias)
     floor = np.float32(0 if relu else -np.inf)
     _run(
         units, tiles, x.reshape(-1), C, depth, np.zeros(depth, dtype=np.float32),
@@ -45,7 +45,7 @@ def gathered_product(x, plan: Plan, panels, outputs: int, *, depth: int, scale=N
     return y
 
 
-def _epilogue(outputs: int, scale, bias):
+def epilogue_of(outputs: int, scale, bias):
     """Scale and shift of every output column, padded to whole vectors: (2, padded), flat."""
     epilogue = np.zeros((2, padded(outputs)), dtype=np.float32)
     epilogue[0, :outputs] = 1 if scale is None else scale

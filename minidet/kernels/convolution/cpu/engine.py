@@ -1,5 +1,6 @@
 """Which of this engine's convolutions runs, and when: the only file choose.py knows.
 
+    winograd  3x3 at stride 1, whole vectors of channels, enough tiles: forward and input gradient
     direct    float32, one group, at least LEAST_CHANNELS channels on either side
     stem      float32, one group, fewer channels than that; not the gradient of its input, which nobody needs
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
+from minidet.kernels.convolution.cpu import winograd
 from minidet.kernels.convolution.cpu.direct import gathered_product
 from minidet.kernels.convolution.cpu.panels import packed, padded
 from minidet.kernels.convolution.cpu.plan import forward_plan, input_gradient_plan
@@ -26,16 +28,55 @@ LEAST_CHANNELS = 8
 def register(convolve: Kernel, input_gradient: Kernel, weight_gradient: Kernel) -> None:
     """Put this engine's versions into the three kernels, fastest first."""
     convolve.faster_on(
+        "numpy", "winograd", when=lambda x, weight, bias, scale, relu, g, memo: winograd_accepts(x, weight, g)
+    )(winograd_forward)
+    convolve.faster_on(
         "numpy", "direct", when=lambda x, weight, bias, scale, relu, g, memo: direct_accepts(x, weight, g)
     )(direct)
     convolve.faster_on(
         "numpy", "stem", when=lambda x, weight, bias, scale, relu, g, memo: stem_accepts(x, weight, g)
     )(stem)
+    input_gradient.faster_on("numpy", "winograd", when=winograd_gradient_accepts)(winograd_input_gradient)
     input_gradient.faster_on(
         "numpy", "direct", when=lambda gy, weight, g, memo: direct_accepts(gy, weight, g)
     )(direct_input_gradient)
     weight_gradient.faster_on("numpy", "direct", when=weight_gradient_accepts)(direct_weight_gradient)
     weight_gradient.faster_on("numpy", "stem", when=stem_accepts)(stem_weight_gradient)
+
+
+def winograd_accepts(x, weight, geometry: Geometry) -> bool:
+    """Whether Winograd's convolution may run, and pays."""
+    return (
+        _plain(x, weight, geometry)
+        and winograd.fits(weight.shape[3], weight.shape[0])
+        and winograd.worthwhile(geometry, x.shape[0])
+    )
+
+
+def winograd_gradient_accepts(gy, weight, geometry: Geometry, memo: dict) -> bool:
+    """The same for the convolution that makes the input gradient; a map smaller than 3x3 may have none."""
+    spread = winograd.spread(geometry)
+    return (
+        _plain(gy, weight, geometry)
+        and winograd.fits(weight.shape[0], weight.shape[3])
+        and winograd.worthwhile(spread, gy.shape[0])
+        and spread.output_maps == geometry.maps
+    )
+
+
+def winograd_forward(x, weight, bias, scale, relu: bool, geometry: Geometry, memo: dict):
+    """`definition.convolve` of 3x3 filters at stride 1."""
+    plan = winograd.tiling(geometry, x.shape[0])
+    panels = winograd.transformed(weight, memo, transposed=False)
+    sizes = geometry.output_pixels, weight.shape[0]
+    return winograd.tiled_product(_ready(x), plan, panels, *sizes, scale=scale, bias=bias, relu=relu)
+
+
+def winograd_input_gradient(gy, weight, geometry: Geometry, memo: dict):
+    """`definition.convolve_input_gradient` of 3x3 filters at stride 1."""
+    plan = winograd.tiling(winograd.spread(geometry), gy.shape[0])
+    panels = winograd.transformed(weight, memo, transposed=True)
+    return winograd.tiled_product(_ready(gy), plan, panels, geometry.pixels, weight.shape[3])
 
 
 def direct_accepts(x, weight, geometry: Geometry) -> bool:

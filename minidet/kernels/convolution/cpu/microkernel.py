@@ -44,7 +44,7 @@ def multiply_tile(
     rows, vectors = _literal(rows), _literal(vectors)
 
     def generate(context, builder, signature, args):
-        emit = _Emitter(context, builder, signature, args)
+        emit = Emitter(context, builder, signature, args)
         _, pitch, _, _, source, shift, taps, depth, _, panel = args[:10]
         _, y_pitch, _, target, y_shift, column, valid, _, floor, _, _ = args[10:]
         sums = [[emit.variable() for _ in range(vectors)] for _ in range(rows)]
@@ -63,16 +63,13 @@ def multiply_tile(
                 here = builder.gep(weights, [builder.mul(k.index, width)])
                 emit.multiply_add([builder.gep(row, [k.index]) for row in inputs], here, sums)
         low = emit.broadcast(floor)
-        scales = emit.pointer(17, column)
-        adds = builder.gep(scales, [builder.sdiv(emit.size(17), emit.index(2))])
+        scales, adds = emit.epilogue(17, column)
         for m, row in enumerate(sums):
             pixel = builder.add(emit.number(12, builder.add(target, emit.index(m))), y_shift)
             place = emit.pointer(10, builder.add(builder.mul(pixel, y_pitch), column))
             for v, total in enumerate(row):
-                value = emit.fma(builder.load(total), emit.load(scales, v), emit.load(adds, v))
-                # An ordered comparison is false for NaN, so NaN is kept.
-                value = builder.select(builder.fcmp_ordered("<", value, low), low, value)
-                emit.store_some(value, place, v, valid)
+                scale, add = emit.load(scales, v), emit.load(adds, v)
+                emit.store_some(emit.finish(builder.load(total), scale, add, low), place, v, valid)
         return context.get_dummy_value()
 
     return signature, generate
@@ -90,7 +87,7 @@ def accumulate_tile(typing, a, first_a, b, first_b, count, c, first_c, pitch, ro
     rows, vectors = _literal(rows), _literal(vectors)
 
     def generate(context, builder, signature, args):
-        emit = _Emitter(context, builder, signature, args)
+        emit = Emitter(context, builder, signature, args)
         _, first_a, _, first_b, count, _, first_c, pitch, _, _ = args
         targets = [
             emit.pointer(5, builder.add(first_c, builder.mul(pitch, emit.index(m)))) for m in range(rows)
@@ -116,7 +113,7 @@ def copy_run(typing, target, to, source, start, length):
     length = _literal(length)
 
     def generate(context, builder, signature, args):
-        emit = _Emitter(context, builder, signature, args, lanes=length)
+        emit = Emitter(context, builder, signature, args, lanes=length)
         emit.store(emit.load(emit.pointer(2, args[3]), 0), emit.pointer(0, args[1]), 0)
         return context.get_dummy_value()
 
@@ -134,7 +131,7 @@ def transpose_square(typing, target, to, target_pitch, source, start, source_pit
     length = _literal(length)
 
     def generate(context, builder, signature, args):
-        emit = _Emitter(context, builder, signature, args, lanes=length)
+        emit = Emitter(context, builder, signature, args, lanes=length)
         _, to, target_pitch, _, start, source_pitch, _ = args
         rows = [
             emit.load(emit.pointer(3, builder.add(start, builder.mul(source_pitch, emit.index(j)))), 0)
@@ -155,7 +152,7 @@ def transpose_square(typing, target, to, target_pitch, source, start, source_pit
     return signature, generate
 
 
-class _Emitter:
+class Emitter:
     """Writes vector instructions for one call of an intrinsic."""
 
     def __init__(self, context, builder, signature, args, lanes: int = LANES) -> None:
@@ -164,6 +161,7 @@ class _Emitter:
         self.lanes = lanes
 
     def index(self, value: int):
+        """A constant for offsets."""
         return ir.Constant(ir.IntType(64), value)
 
     def pointer(self, argument: int, offset):
@@ -174,9 +172,17 @@ class _Emitter:
         """Element `offset` of that array of small integers, as an index."""
         return self.builder.sext(self.builder.load(self.pointer(argument, offset)), ir.IntType(64))
 
-    def size(self, argument: int):
-        """How many elements that array argument has."""
-        return self._array(argument).nitems
+    def epilogue(self, argument: int, column):
+        """Where the scales and the shifts of the columns from `column` on are: halves of that array."""
+        scales = self.pointer(argument, column)
+        half = self.builder.sdiv(self._array(argument).nitems, self.index(2))
+        return scales, self.builder.gep(scales, [half])
+
+    def finish(self, value, scale, add, low):
+        """max(low, add + scale * value)."""
+        value = self.fma(value, scale, add)
+        # An ordered comparison is false for NaN, so NaN is kept.
+        return self.builder.select(self.builder.fcmp_ordered("<", value, low), low, value)
 
     def variable(self, value=None):
         """A vector that LLVM will keep in a register, zero unless told otherwise."""
@@ -189,6 +195,7 @@ class _Emitter:
         return self.builder.load(self._vectors(pointer, v), align=4)
 
     def store(self, value, pointer, v: int) -> None:
+        """Write the v-th vector behind `pointer`."""
         self.builder.store(value, self._vectors(pointer, v), align=4)
 
     def store_some(self, value, pointer, v: int, valid) -> None:
