@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import numba
 import numpy as np
 import pytest
 from gradients import assert_gradients_match, away_from
@@ -411,6 +412,7 @@ def test_the_moving_normaliser_is_detectron2s():
 PRIOR = -math.log((1 - 0.01) / 0.01)
 
 
+@pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="ten million turns of a Python loop")
 @pytest.mark.parametrize(("size", "classes", "sum_of_loss"), [(800, 80, 7.241), (256, 80, 0.7403)])
 def test_the_loss_at_step_0_is_known_beforehand(size, classes, sum_of_loss):
     """With prior .01 background costs 7.53775e-7 per anchor and class, and every positive about 1.12838."""

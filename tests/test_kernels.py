@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+import numba
 import numpy as np
 import pytest
 
@@ -401,6 +402,7 @@ def test_an_ignored_anchor_has_no_say_whatever_it_holds(version):
     assert (gradient[0, 1] == 0).all()
 
 
+@pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="sixteen million turns of a Python loop")
 def test_large_sums_keep_their_digits():
     """A sum in float32, one term after the other, would be off by percents here."""
     logits = np.full((1, 200_000, 80), -4.59512, np.float32)
