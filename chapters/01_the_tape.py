@@ -111,14 +111,14 @@ def drawn(tensor, indent="  "):
     """The graph behind a tensor, what was made last on top."""
     inputs = tensor.node.inputs if tensor.node else ()
     name = tensor.node.op if tensor.node else "leaf"
-    return f"{indent}{float(tensor):g}  {name}\n" + "".join(drawn(x, indent + "   ") for x in inputs)
+    return f"{indent}{name} = {float(tensor):g}\n" + "".join(drawn(x, indent + "   ") for x in inputs)
 
 
 a, b = (Tensor(np.array(x), requires_grad=True) for x in (3.0, 4.0))
 loss = (a * b + a) ** 2
 picture = drawn(loss)                   # before `backward`, which takes the graph apart
 loss.backward()
-print(f"                  by minidet   {float(a.grad):.0f} and {float(b.grad):.0f}\n\n{picture}")
+print(f"                  by minidet   {float(a.grad):.0f} and {float(b.grad):.0f}\n\n{picture}", end="")
 assert (float(a.grad), float(b.grad)) == (toy[i], toy[j])
 
 # %% [markdown]

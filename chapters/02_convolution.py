@@ -148,7 +148,7 @@ def gradients(x, w, gy, s, z):
 # Two judges: differences along a random direction of all inputs at once, and the library.
 
 # %%
-print(f"\n{'H x W':7}{'k':>4}{'stride':>8}{'padding':>9}{'P x Q':>8}{'off from differences':>23}{'from conv2d':>13}")
+print(f"\n{'H x W':>7}{'k':>4}{'stride':>8}{'padding':>9}{'P x Q':>8}{'off from differences':>23}{'from conv2d':>13}")
 for (H, W), k, s, z in [((5, 6), 3, 1, 0), ((5, 6), 3, 1, 1), ((7, 6), 3, 2, 1), ((6, 5), 1, 2, 0)]:
     x, w = rng.normal(size=(2, H, W, 2)), rng.normal(size=(3, k, k, 2))
     y = convolve(x, w, s, z)
