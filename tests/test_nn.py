@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from gradients import assert_gradients_match
+from modules import assert_module_gradients_match, randomized
 from op_cases.norms import standardized
 
 from minidet import backend
@@ -26,40 +26,6 @@ from minidet.ops import concat, conv2d, relu, reshape
 numpy = backend.load("numpy")
 each_library = pytest.mark.parametrize("xp", [numpy, backend.load("array_api_strict")], ids=backend.name_of)
 MAPS = ((2, 3), (2, 1), (1, 1))
-
-
-def randomized(module: Module, rng) -> Module:
-    """Every parameter and buffer of the module drawn anew, in float64; variances positive."""
-    for parameter in module.parameters():
-        parameter.data = rng.normal(size=parameter.shape)
-    for _, layer in module.named_modules():
-        for name, array in vars(layer).items():
-            if isinstance(array, np.ndarray):
-                setattr(layer, name, rng.uniform(0.5, 2, array.shape))
-    return module
-
-
-def check_through_parameters(module: Module, x: np.ndarray, xp, rng, *maps) -> None:
-    """The gradient check of a module: parameters are inputs like x."""
-    module.to(xp)
-    parameters = module.parameters()
-    old = [parameter.data for parameter in parameters]
-
-    def f(x, *values):
-        # The module computes with the checker's tensors, so that their gradients are the parameters'.
-        replace(module, dict(zip(map(id, parameters), values, strict=True)))
-        y = module(x, *maps)
-        replace(module, {id(value): p for p, value in zip(parameters, values, strict=True)})
-        return y
-
-    assert_gradients_match(f, x, *map(backend.to_numpy, old), xp=xp, rng=rng)
-
-
-def replace(module: Module, tensors: dict[int, Tensor]) -> None:
-    for _, layer in module.named_modules():
-        for name, value in list(vars(layer).items()):
-            if id(value) in tensors:
-                setattr(layer, name, tensors[id(value)])
 
 
 def conv(rng, **settings) -> Conv2d:
@@ -87,13 +53,13 @@ LAYERS = {
 @each_library
 @pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
 def test_gradient(make, xp, rng):
-    check_through_parameters(randomized(make(rng), rng), rng.normal(size=(2, 3, 3, 2)), xp, rng)
+    assert_module_gradients_match(randomized(make(rng), rng), rng.normal(size=(2, 3, 3, 2)), xp=xp, rng=rng)
 
 
 @pytest.mark.parametrize("name", [name for name in LAYERS if "-stride" not in name and "-dilation" not in name])
 def test_gradient_on_a_pyramid(name, rng):
     x = rng.normal(size=(2, sum(h * w for h, w in MAPS), 2))
-    check_through_parameters(randomized(LAYERS[name](rng), rng), x, numpy, rng, MAPS)
+    assert_module_gradients_match(randomized(LAYERS[name](rng), rng), x, MAPS, xp=numpy, rng=rng)
 
 
 @pytest.mark.parametrize("name", ["none", "frozen", "batch", "group"])
@@ -107,7 +73,7 @@ def test_gradient_with_the_rectifier(name, rng):
         layer.relu = True
         if smallest > 0.05:
             break
-    check_through_parameters(layer, x, numpy, rng)
+    assert_module_gradients_match(layer, x, xp=numpy, rng=rng)
 
 
 # --- what the layers compute ------------------------------------------------------------------------
