@@ -250,6 +250,21 @@ def test_batch_norm_gives_the_statistics_that_the_running_ones_need(rng):
     np.testing.assert_allclose(variance, x.var(axis=(0, 1, 2), ddof=1))
 
 
+def test_batch_norm_of_many_positions_keeps_its_digits(rng):
+    """Float32 numbers added one after the other would lose digits: 32,768 of them ten times this bound."""
+    x = rng.normal(3, 1, size=(2, 128, 128, 4)).astype(np.float32)
+    g = rng.normal(3, 1, size=x.shape).astype(np.float32)
+
+    def run(dtype):
+        tensors = [Tensor(a.astype(dtype), requires_grad=True) for a in (x, np.ones(4), np.zeros(4))]
+        y, mean, variance = ops.batch_norm_training(*tensors, eps=1e-5)
+        y.backward(g.astype(dtype))
+        return mean, variance, tensors[2].grad
+
+    for single, double in zip(run(np.float32), run(np.float64), strict=True):
+        np.testing.assert_allclose(single, double, rtol=5e-7)
+
+
 def test_conv2d_knows_when_a_weight_has_changed(rng):
     """Whatever a kernel derived from the old values and left in the memo."""
     x = Tensor(rng.normal(size=(1, 9, 9, 16)).astype(np.float32))
