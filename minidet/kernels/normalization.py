@@ -98,89 +98,99 @@ def _normalize_groups_gradient_numba(x, gy, weight, mean, scale, maps: Maps):
     return gx, gweight.sum(axis=0).astype(gy.dtype), gbias.sum(axis=0).astype(gy.dtype)
 
 
-@njit(parallel=True, cache=True, error_model="numpy")
+@njit(parallel=True, cache=True)
 def _normalize(x, weight, bias, groups, eps, starts):
-    """One image at a time, which stays in cache; sums per channel, in float64, so the inner loop runs
-    along memory and vectorises.
+    # The loop over images is all that is parallel: a short parallel function compiles fast.
+    N, L = x.shape[0], starts.size - 1
+    y = np.empty_like(x)
+    means, scales = np.empty((N, L, groups), x.dtype), np.empty((N, L, groups), x.dtype)
+    for n in prange(N):
+        _normalize_image(x[n], weight, bias, eps, starts, y[n], means[n], scales[n])
+    return y, means, scales
+
+
+@njit(cache=True, error_model="numpy")
+def _normalize_image(x, weight, bias, eps, starts, y, means, scales):
+    """One image, which stays in cache; sums per channel, in float64, so the inner loops run along memory and
+    vectorise.
 
     One pass finds mean and variance: sums of x - pivot and of its square, with a pixel's value for the
     pivot, so that a large mean cancels nothing; then each group's from its channels' (Chan et al. 1979).
     """
-    N, _, C = x.shape
-    L, width = starts.size - 1, C // groups
-    y = np.empty_like(x)
-    means, scales = np.empty((N, L, groups), x.dtype), np.empty((N, L, groups), x.dtype)
-    for n in prange(N):
-        total, square = np.empty(C), np.empty(C)
-        pivot, slope, offset = np.empty(C, x.dtype), np.empty(C, x.dtype), np.empty(C, x.dtype)
-        for level in range(L):
-            start, stop = starts[level], starts[level + 1]
-            count = stop - start
-            total[:] = 0
-            square[:] = 0
+    C, groups = x.shape[1], means.shape[1]
+    width = C // groups
+    total, square = np.empty(C), np.empty(C)
+    pivot, slope, offset = np.empty(C, x.dtype), np.empty(C, x.dtype), np.empty(C, x.dtype)
+    for level in range(starts.size - 1):
+        start, stop = starts[level], starts[level + 1]
+        count = stop - start
+        for c in range(C):
+            pivot[c] = x[start, c]
+            total[c] = square[c] = 0
+        for s in range(start, stop):
             for c in range(C):
-                pivot[c] = x[n, start, c]
-            for s in range(start, stop):
-                for c in range(C):
-                    d = x[n, s, c] - pivot[c]
-                    total[c] += d
-                    square[c] += d * d
-            for g in range(groups):
-                center = spread = 0.0
-                for c in range(g * width, (g + 1) * width):
-                    center += (pivot[c] + total[c] / count) / width
-                for c in range(g * width, (g + 1) * width):
-                    away = pivot[c] + total[c] / count - center
-                    spread += square[c] - total[c] * total[c] / count + count * away * away
-                scale = 1 / np.sqrt(spread / (count * width) + eps)
-                means[n, level, g], scales[n, level, g] = center, scale
-                for c in range(g * width, (g + 1) * width):
-                    slope[c] = scale * weight[c]
-                    offset[c] = bias[c] - center * scale * weight[c]
-            for s in range(start, stop):
-                for c in range(C):
-                    y[n, s, c] = x[n, s, c] * slope[c] + offset[c]
-    return y, means, scales
+                d = x[s, c] - pivot[c]
+                total[c] += d
+                square[c] += d * d
+        for g in range(groups):
+            center = spread = 0.0
+            for c in range(g * width, (g + 1) * width):
+                center += (pivot[c] + total[c] / count) / width
+            for c in range(g * width, (g + 1) * width):
+                away = pivot[c] + total[c] / count - center
+                spread += square[c] - total[c] * total[c] / count + count * away * away
+            scale = 1 / np.sqrt(spread / (count * width) + eps)
+            means[level, g], scales[level, g] = center, scale
+            for c in range(g * width, (g + 1) * width):
+                slope[c] = scale * weight[c]
+                offset[c] = bias[c] - center * scale * weight[c]
+        for s in range(start, stop):
+            for c in range(C):
+                y[s, c] = x[s, c] * slope[c] + offset[c]
 
 
-@njit(parallel=True, cache=True, error_model="numpy")
+@njit(parallel=True, cache=True)
 def _normalize_gradient(x, gy, weight, mean, scale, starts):
     N, _, C = x.shape
-    L, groups = mean.shape[1], mean.shape[2]
-    width = C // groups
     gx = np.empty_like(gy)
     # A row per image: threads never write to the same sum.
     gweight, gbias = np.zeros((N, C)), np.zeros((N, C))
     for n in prange(N):
-        sum_g, sum_gn = np.empty(C), np.empty(C)
-        along_gy, along_x, constant = np.empty(C, x.dtype), np.empty(C, x.dtype), np.empty(C, x.dtype)
-        center, slope = np.empty(C, x.dtype), np.empty(C, x.dtype)
-        for level in range(L):
-            start, stop = starts[level], starts[level + 1]
-            count = (stop - start) * width
-            for c in range(C):
-                center[c], slope[c] = mean[n, level, c // width], scale[n, level, c // width]
-            sum_g[:] = 0
-            sum_gn[:] = 0
-            for s in range(start, stop):
-                for c in range(C):
-                    g = gy[n, s, c]
-                    sum_g[c] += g
-                    sum_gn[c] += g * ((x[n, s, c] - center[c]) * slope[c])
-            for c in range(C):
-                gbias[n, c] += sum_g[c]
-                gweight[n, c] += sum_gn[c]
-            for g in range(groups):
-                mean_g = mean_gn = 0.0
-                for c in range(g * width, (g + 1) * width):
-                    mean_g += sum_g[c] * weight[c] / count
-                    mean_gn += sum_gn[c] * weight[c] / count
-                for c in range(g * width, (g + 1) * width):
-                    # dL/dx = slope * (gy * weight - mean_g - (x - center) * slope * mean_gn)
-                    along_gy[c] = slope[c] * weight[c]
-                    along_x[c] = -slope[c] * slope[c] * mean_gn
-                    constant[c] = -slope[c] * mean_g - along_x[c] * center[c]
-            for s in range(start, stop):
-                for c in range(C):
-                    gx[n, s, c] = along_gy[c] * gy[n, s, c] + along_x[c] * x[n, s, c] + constant[c]
+        _normalize_image_gradient(x[n], gy[n], weight, mean[n], scale[n], starts, gx[n], gweight[n], gbias[n])
     return gx, gweight, gbias
+
+
+@njit(cache=True, error_model="numpy")
+def _normalize_image_gradient(x, gy, weight, mean, scale, starts, gx, gweight, gbias):
+    C, groups = x.shape[1], mean.shape[1]
+    width = C // groups
+    sum_g, sum_gn = np.empty(C), np.empty(C)
+    along_gy, along_x, constant = np.empty(C, x.dtype), np.empty(C, x.dtype), np.empty(C, x.dtype)
+    center, slope = np.empty(C, x.dtype), np.empty(C, x.dtype)
+    for level in range(starts.size - 1):
+        start, stop = starts[level], starts[level + 1]
+        count = (stop - start) * width
+        for c in range(C):
+            center[c], slope[c] = mean[level, c // width], scale[level, c // width]
+            sum_g[c] = sum_gn[c] = 0
+        for s in range(start, stop):
+            for c in range(C):
+                g = gy[s, c]
+                sum_g[c] += g
+                sum_gn[c] += g * ((x[s, c] - center[c]) * slope[c])
+        for c in range(C):
+            gbias[c] += sum_g[c]
+            gweight[c] += sum_gn[c]
+        for group in range(groups):
+            mean_g = mean_gn = 0.0
+            for c in range(group * width, (group + 1) * width):
+                mean_g += sum_g[c] * weight[c] / count
+                mean_gn += sum_gn[c] * weight[c] / count
+            for c in range(group * width, (group + 1) * width):
+                # dL/dx = slope * (gy * weight - mean_g - (x - center) * slope * mean_gn)
+                along_gy[c] = slope[c] * weight[c]
+                along_x[c] = -slope[c] * slope[c] * mean_gn
+                constant[c] = -slope[c] * mean_g - along_x[c] * center[c]
+        for s in range(start, stop):
+            for c in range(C):
+                gx[s, c] = along_gy[c] * gy[s, c] + along_x[c] * x[s, c] + constant[c]

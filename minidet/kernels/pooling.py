@@ -76,29 +76,39 @@ def _max_pool_gradient_numba(gy, winners, height: int, width: int, size: int, st
 
 @njit(parallel=True, cache=True)
 def _max_pool(x, size, stride, padding, best, winners):
-    _, H, W, C = x.shape
-    N, P, Q, _ = best.shape
-    for row in prange(N * P):
-        n, p = row // P, row % P
+    for n in prange(x.shape[0]):
+        _max_pool_image(x[n], size, stride, padding, best[n], winners[n])
+
+
+@njit(cache=True)
+def _max_pool_image(x, size, stride, padding, best, winners):
+    H, W, C = x.shape
+    P, Q, _ = best.shape
+    for p in range(P):
         for q in range(Q):
             for tap in range(size * size):
                 h, w = p * stride + tap // size - padding, q * stride + tap % size - padding
                 if 0 <= h < H and 0 <= w < W:
                     for c in range(C):
-                        v, b = x[n, h, w, c], best[n, p, q, c]
+                        v, b = x[h, w, c], best[p, q, c]
                         if v > b or (v != v and b == b):  # only a NaN differs from itself
-                            best[n, p, q, c] = v
-                            winners[n, p, q, c] = tap
+                            best[p, q, c] = v
+                            winners[p, q, c] = tap
 
 
 @njit(parallel=True, cache=True)
 def _max_pool_gradient(gy, winners, size, stride, padding, gx):
-    N, P, Q, C = gy.shape
-    for n in prange(N):  # windows of one image overlap, those of two never do
-        for p in range(P):
-            for q in range(Q):
-                for c in range(C):
-                    tap = winners[n, p, q, c]
-                    h, w = p * stride + tap // size - padding, q * stride + tap % size - padding
-                    if 0 <= h < gx.shape[1] and 0 <= w < gx.shape[2]:
-                        gx[n, h, w, c] += gy[n, p, q, c]
+    for n in prange(gy.shape[0]):  # windows of one image overlap, those of two never do
+        _max_pool_image_gradient(gy[n], winners[n], size, stride, padding, gx[n])
+
+
+@njit(cache=True)
+def _max_pool_image_gradient(gy, winners, size, stride, padding, gx):
+    P, Q, C = gy.shape
+    for p in range(P):
+        for q in range(Q):
+            for c in range(C):
+                tap = winners[p, q, c]
+                h, w = p * stride + tap // size - padding, q * stride + tap % size - padding
+                if 0 <= h < gx.shape[0] and 0 <= w < gx.shape[1]:
+                    gx[h, w, c] += gy[p, q, c]
