@@ -5,10 +5,14 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
+import math
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+
+import numba
 
 from minidet.data import Dataset, coco, shapes
 from minidet.detect import detect
@@ -16,12 +20,23 @@ from minidet.evaluation import evaluate
 from minidet.models import RetinaNet, RetinaNetConfig
 from minidet.models.presets import PRESETS
 from minidet.plots import precision_recall
-from minidet.training import FINE_TUNE, SCRATCH, SHAPES, NonFiniteError, TrainConfig, load_model, train
-from minidet.training.settings import from_json, to_json
+from minidet.training import (
+    FINE_TUNE,
+    SCRATCH,
+    SHAPES,
+    NonFiniteError,
+    TrainConfig,
+    load_model,
+    read_checkpoint,
+    train,
+)
+from minidet.training.checkpoint import BEST, LAST, find_checkpoint
+from minidet.training.settings import assign, from_json, to_json
 from minidet.weights import load_initial
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 SHAPES_TRAIN, SHAPES_VAL = 28_800, 400
+RESULTS = ("metrics.json", "metrics.csv", "curves.png", "samples.png", BEST, LAST)
 
 EXAMPLES = """\
 examples:
@@ -33,26 +48,55 @@ examples:
 """
 
 TRAIN_EXAMPLES = """\
+examples:
+  minidet train --data shapes
+  minidet train --data BCCD --epochs 16 --out runs/bccd
+  minidet train --data BCCD --out runs/bccd --resume
+  minidet train --data BCCD --init resnet18.npz --images 5200 --out runs/fine
+  minidet train --data BCCD --init runs/shapes --out runs/bccd2
+
 DIR holds annotations/instances_train.json and, for validation, instances_val.json, with the pictures in
 images/, train2017/ or beside them: what COCO and most labelling tools export.
 
 RUN receives last.safetensors, best.safetensors, metrics.csv (a row per step), metrics.json, curves.png and
-samples.png.
+samples.png.  Ctrl-C finishes the step and saves; --resume takes every setting from RUN, so none has to be
+given again.
 
 Any other setting can be given as --set NAME=VALUE, with the names that RUN's checkpoint records:
   --set lr=0.002 --set cosine=true          of the training (minidet/training/config.py)
-  --set model.head.depth=4                  of the model (minidet/models/retinanet.py)
+  --set model.head.depth=4                  of the model (minidet/models/retinanet.py, presets.py)
   --set model.preprocess.min_size=480 --set model.preprocess.max_size=640
+"""
+
+EVAL_EXAMPLES = """\
+examples:
+  minidet eval runs/shapes --data shapes
+  minidet eval runs/bccd --data BCCD --split test --out test_numbers
+"""
+
+DETECT_EXAMPLES = """\
+examples:
+  minidet detect runs/bccd photo.jpg --out found
+  minidet detect runs/bccd photos/ more/photo.png --out found --threshold 0.5
+
+Every NAME.jpg gives NAME.png, with what scores more than the threshold drawn, and NAME.json, with everything
+that was found: boxes x1, y1, x2, y2 in the picture's own pixels.
 """
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says which option was probably meant."""
+    """Takes every option by its whole name only, and says which was probably meant."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
 
     def error(self, message: str):
         known = [option for action in self._actions for option in action.option_strings]
-        for word in message.partition("unrecognized arguments: ")[2].split():
-            close = difflib.get_close_matches(word.partition("=")[0], known, 1)
+        wrong = [word.partition("=")[0] for word in message.partition("unrecognized arguments: ")[2].split()]
+        if choice := re.search(r"invalid choice: '(.*?)'", message):
+            known, wrong = [name for action in self._actions for name in action.choices or ()], [choice[1]]
+        for word in wrong:
+            close = difflib.get_close_matches(word, known, 1)
             if close:
                 message += f"; did you mean {close[0]}?"
         self.exit(2, f"{self.prog}: {message}\nTry {self.prog} --help\n")
@@ -64,11 +108,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, unknown = parser.parse_known_args(arguments)
     if unknown:  # the subcommand's parser knows the options that could have been meant
         options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if not Path(numba.config.CACHE_DIR).is_dir():
+        print("minidet: compiling its kernels for this machine, which takes a minute, once", file=sys.stderr)
     try:
         options.run(options)
     except KeyboardInterrupt as stop:
-        print(f"minidet: {stop or 'interrupted'}", file=sys.stderr)
+        print(f"minidet: {str(stop) or 'interrupted'}", file=sys.stderr)
         return 130
+    except MemoryError as error:
+        print(f"minidet: out of memory: {str(error) or 'no details'}; try a smaller --batch-size", file=sys.stderr)
+        return 2
     except (ValueError, OSError, NonFiniteError, RuntimeError) as error:
         print(f"minidet: {error}", file=sys.stderr)
         return 2
@@ -76,33 +125,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    form = argparse.RawDescriptionHelpFormatter
-    parser = _Parser(
-        prog="minidet", description="RetinaNet on NumPy: train, evaluate, detect.", epilog=EXAMPLES, formatter_class=form
-    )
+    parser = _Parser(prog="minidet", description="RetinaNet on NumPy: train, evaluate, detect.", epilog=EXAMPLES)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
 
     command = commands.add_parser(
-        "train", help="train a detector", description="Train a detector.", epilog=TRAIN_EXAMPLES, formatter_class=form
+        "train", help="train a detector", description="Train a detector.", epilog=TRAIN_EXAMPLES
     )
     command.add_argument("--data", required=True, metavar="shapes|DIR", help="the built-in images, or a COCO folder")
     command.add_argument(
-        "--preset", choices=PRESETS, help="the network (small; resnet18 with --init); minidet/models/presets.py"
+        "--preset", choices=PRESETS, help="the network (small; resnet18 for a backbone's --init)"
     )
-    command.add_argument("--out", metavar="RUN", type=Path, help="folder for checkpoints, numbers and pictures")
+    command.add_argument("--out", metavar="RUN", type=Path, help="folder for all results (runs/ and the data's name)")
     length = command.add_mutually_exclusive_group()
     length.add_argument("--images", type=int, metavar="N", help="how many images to see in all")
     length.add_argument("--epochs", type=float, metavar="N", help="the same, as rounds through the data")
-    command.add_argument("--init", metavar="WEIGHTS", type=Path, help="first weights, from a checkpoint or backbone")
+    command.add_argument("--init", metavar="WEIGHTS", type=Path, help="first weights: a run, or a backbone's file")
     command.add_argument("--resume", action="store_true", help="continue the training in RUN")
-    command.add_argument("--seed", type=int, help="of weights, order and augmentation (0)")
+    command.add_argument("--seed", type=int, metavar="N", help="of weights, order and augmentation (0)")
     command.add_argument("--batch-size", type=int, metavar="N", help="images per step")
-    command.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="any other setting; see below")
+    command.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="other settings, see below")
     command.add_argument("--quiet", action="store_true", help="no progress bar")
     command.set_defaults(run=_train, parser=command)
 
     command = commands.add_parser(
-        "eval", help="measure average precision", description="Measure average precision on a COCO data set."
+        "eval",
+        help="measure average precision",
+        description="Measure average precision on a COCO data set.",
+        epilog=EVAL_EXAMPLES,
     )
     command.add_argument("model", metavar="RUN", help="a run's folder, or a checkpoint")
     command.add_argument("--data", required=True, metavar="shapes|DIR", help="the built-in images, or a COCO folder")
@@ -111,7 +160,10 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_eval, parser=command)
 
     command = commands.add_parser(
-        "detect", help="find objects in pictures", description="Find objects in pictures: a drawn PNG and a JSON each."
+        "detect",
+        help="find objects in pictures",
+        description="Find objects in pictures: a drawn PNG and a JSON each.",
+        epilog=DETECT_EXAMPLES,
     )
     command.add_argument("model", metavar="RUN", help="a run's folder, or a checkpoint")
     command.add_argument("pictures", nargs="+", type=Path, metavar="IMAGE|FOLDER")
@@ -122,34 +174,54 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _train(options: argparse.Namespace) -> None:
+    out = _folder(options.out or Path("runs") / Path(options.data).resolve().stem)
     data = _dataset(options.data, "train")
     validate = _dataset(options.data, "val", missing_ok=True)
     if validate is None:
         print(f"{options.data} has no annotations/instances_val.json: AP will not be measured", file=sys.stderr)
-    preset = options.preset or ("resnet18" if options.init and options.data != "shapes" else "small")
-    recipe = SHAPES if options.data == "shapes" else FINE_TUNE if options.init else SCRATCH
-    if options.epochs is not None:
-        options.images = max(1, round(options.epochs * len(data)))
-    chosen = {"images": options.images, "batch_size": options.batch_size, "seed": options.seed}
-    recipe = replace(recipe, **{name: value for name, value in chosen.items() if value is not None})
-    config, recipe = _with_settings(PRESETS[preset](data.classes), recipe, options.set)
+    config, recipe = _settings(options, out, data.classes)
+    config, recipe = _with(options.set, config, replace(recipe, **_flags(options, len(data))))
     model = RetinaNet(config, seed=recipe.seed)
     if options.init and not options.resume:
-        print(load_initial(model, options.init))
-    training = train(
-        model, data, validate=validate, out=options.out, config=recipe, resume=options.resume, quiet=options.quiet
-    )
+        init = find_checkpoint(options.init) if options.init.is_dir() else options.init
+        print(load_initial(model, init).table())
+    training = train(model, data, validate=validate, out=out, config=recipe, resume=options.resume, quiet=options.quiet)
     if training.evaluation is not None:
         print(training.evaluation.table())
-    if options.out is not None:
-        print(f"\nin {options.out}: metrics.json, curves.png, samples.png, best.safetensors, last.safetensors")
+    print(f"\nin {out}: {', '.join(name for name in RESULTS if (out / name).exists())}")
+
+
+def _settings(options: argparse.Namespace, out: Path, classes: tuple[str, ...]) -> tuple[RetinaNetConfig, TrainConfig]:
+    """What to start from: the settings of the run that is continued, else of a preset and its recipe."""
+    init = options.init
+    recipe = SHAPES if options.data == "shapes" else FINE_TUNE if init else SCRATCH
+    if options.resume:
+        saved = read_checkpoint(out / LAST)
+        config = from_json(RetinaNetConfig, saved.model, "model")
+        recipe = from_json(TrainConfig, saved.training.get("config", {}), "training")
+    elif init and (init.is_dir() or init.name in (BEST, LAST)):
+        config = replace(from_json(RetinaNetConfig, read_checkpoint(init).model, "model"), classes=classes)
+    else:
+        config = PRESETS["resnet18" if init else "small"](classes)
+    return PRESETS[options.preset](classes) if options.preset else config, recipe
+
+
+def _flags(options: argparse.Namespace, epoch: int) -> dict[str, int]:
+    """The settings of a training that have a flag of their own and were given; an epoch has so many images."""
+    images = options.images
+    if options.epochs is not None:
+        if not 0 < options.epochs < math.inf:
+            raise ValueError(f"--epochs must be above 0, got {options.epochs:g}")
+        images = max(1, round(options.epochs * epoch))
+    chosen = {"images": images, "batch_size": options.batch_size, "seed": options.seed}
+    return {name: value for name, value in chosen.items() if value is not None}
 
 
 def _eval(options: argparse.Namespace) -> None:
-    evaluation = evaluate(load_model(options.model), _dataset(options.data, options.split), progress=True)
-    print(evaluation.table())
     run = Path(options.model)
-    out = options.out or (run if run.is_dir() else run.parent)
+    out = _folder(options.out or (run if run.is_dir() else run.parent))
+    evaluation = evaluate(load_model(run), _dataset(options.data, options.split), progress=True)
+    print(evaluation.table())
     out.mkdir(parents=True, exist_ok=True)
     (out / "metrics.json").write_text(json.dumps(evaluation.to_json(), indent=1))
     if curves := evaluation.curves():
@@ -158,18 +230,32 @@ def _eval(options: argparse.Namespace) -> None:
 
 
 def _detect(options: argparse.Namespace) -> None:
-    model = load_model(options.model)
-    options.out.mkdir(parents=True, exist_ok=True)
+    if not 0 <= options.threshold <= 1:
+        raise ValueError(f"--threshold is a score from 0 to 1, got {options.threshold:g}")
+    _folder(options.out)
+    model, pictures = load_model(options.model), _pictures(options.pictures)
     names: dict[str, Path] = {}
-    for path in _pictures(options.pictures):
+    for path in pictures:
+        drawn = options.out / f"{path.stem}.png"
         if path.stem in names:
-            raise ValueError(f"{names[path.stem]} and {path} would both become {path.stem}.png: detect them one by one")
+            raise ValueError(f"{names[path.stem]} and {path} would both become {drawn.name}: detect them one by one")
+        if drawn.exists() and any(drawn.samefile(other) for other in pictures if other.exists()):
+            raise ValueError(f"--out {options.out}: {drawn.name} would overwrite the picture itself: choose another")
         names[path.stem] = path
+    options.out.mkdir(parents=True, exist_ok=True)
+    for name, path in names.items():
         found = detect(model, path)
-        found.draw(threshold=options.threshold).save(options.out / f"{path.stem}.png")
-        (options.out / f"{path.stem}.json").write_text(json.dumps(found.to_json(), indent=1))
+        found.draw(threshold=options.threshold).save(options.out / f"{name}.png")
+        (options.out / f"{name}.json").write_text(json.dumps(found.to_json(), indent=1))
         shown = int((found.scores > options.threshold).sum())
-        print(f"{path}: {shown} drawn (score > {options.threshold:g}), {len(found)} in {path.stem}.json")
+        print(f"{path}: {shown} drawn (score > {options.threshold:g}), {len(found)} in {name}.json")
+
+
+def _folder(path: Path) -> Path:
+    """The path, if it can be a folder; asked before the work whose results go there."""
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"--out {path}: this is a file; results need a folder")
+    return path
 
 
 def _pictures(paths: Sequence[Path]) -> list[Path]:
@@ -194,32 +280,18 @@ def _dataset(name: str, split: str, *, missing_ok: bool = False) -> Dataset | No
     return coco(name, split=split)
 
 
-def _with_settings(
-    config: RetinaNetConfig, recipe: TrainConfig, settings: Sequence[str]
+def _with(
+    settings: Sequence[str], config: RetinaNetConfig, recipe: TrainConfig
 ) -> tuple[RetinaNetConfig, TrainConfig]:
-    """Both with every NAME=VALUE put in; reading them back checks names, types and ranges."""
+    """Both with every NAME=VALUE put in; reading them back checks types and ranges."""
     tree = to_json(recipe) | {"model": to_json(config)}
     for setting in settings:
-        name, equals, text = setting.partition("=")
-        *path, last = name.split(".")
-        place = tree
-        for i, part in enumerate(path):
-            if not isinstance(place.get(part), dict):
-                raise ValueError(f"--set {setting}: there is no {'.'.join(path[: i + 1])}{_meant(part, place)}")
-            place = place[part]
-        if not equals or last not in place:
-            raise ValueError(f"--set {setting}: expected NAME=VALUE; there is no {name!r}{_meant(last, place)}")
         try:
-            place[last] = json.loads(text)
-        except json.JSONDecodeError:
-            place[last] = text  # a bare word is a string
+            assign(tree, setting)
+        except ValueError as error:
+            raise ValueError(f"--set {setting}: {error}") from error
     model = tree.pop("model")
     return from_json(RetinaNetConfig, model, "model"), from_json(TrainConfig, tree, "training")
-
-
-def _meant(word: str, place: dict) -> str:
-    close = difflib.get_close_matches(word, place, 1)
-    return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(k for k in place if k != 'kind')}"
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from minidet import backend
 from minidet.models import RetinaNet, RetinaNetConfig
 from minidet.training.checkpoint import CheckpointError, find_checkpoint, read_checkpoint
 from minidet.training.settings import from_json
@@ -17,6 +18,7 @@ def load_model(path: str | Path, *, xp=None) -> RetinaNet:
     Raises:
         CheckpointError: if there is none, or it cannot be used; the message names the file.
     """
+    xp = backend.default() if xp is None else xp
     path = find_checkpoint(path)
     checkpoint = read_checkpoint(path)
     try:

@@ -7,6 +7,7 @@ so a misspelt setting cannot silently do nothing.
 from __future__ import annotations
 
 import difflib
+import json
 import types
 from dataclasses import fields, is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -39,9 +40,7 @@ def from_json(cls: type, data: Any, where: str = "") -> Any:
     known = [f.name for f in fields(cls) if f.init]
     for key in data:
         if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
-            raise ValueError(f"{where}: unknown setting {key!r}; {hint}")
+            raise ValueError(f"{where}: unknown setting {key!r}{_meant(key, known)}")
     values = {key: _read(hints[key], value, f"{where}.{key}") for key, value in data.items()}
     try:
         return cls(**values)
@@ -90,6 +89,36 @@ def _read_one_of(choices: tuple, value: Any, where: str) -> Any:
             continue
     names = " or ".join(getattr(c, "__name__", str(c)) for c in choices)
     raise ValueError(f"{where}: expected {names}, got {value!r}")
+
+
+def assign(tree: dict[str, Any], setting: str) -> None:
+    """Put "NAME.NAME=VALUE" into what `to_json` made of a dataclass; VALUE is JSON, or else a bare word.
+
+    Raises:
+        ValueError: if it has not this form, or there is no such setting.
+    """
+    name, equals, text = setting.partition("=")
+    if not equals:
+        raise ValueError("expected NAME=VALUE")
+    *path, last = name.split(".")
+    place = tree
+    for n, key in enumerate([*path, last], start=1):
+        if not isinstance(place, dict) or key not in place:
+            whole = ".".join([*path, last][:n])
+            raise ValueError(f"there is no {whole!r}{_meant(key, place)}")
+        if n <= len(path):
+            place = place[key]
+    try:
+        place[last] = json.loads(text)
+    except json.JSONDecodeError:
+        place[last] = text
+
+
+def _meant(key: str, known: Any) -> str:
+    """What to say of a key that is not among the `known`, which may be no collection at all."""
+    known = [name for name in known if name != CLASS] if isinstance(known, (dict, list)) else []
+    close = difflib.get_close_matches(key, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(known)}" if known else ""
 
 
 def differences(old: Any, new: Any) -> list[str]:

@@ -1,0 +1,7 @@
+"""`python -m minidet` is the command `minidet`."""
+
+import sys
+
+from minidet.cli import main
+
+sys.exit(main())
