@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Any
 
 from minidet import backend
 from minidet.backend import Array
@@ -29,8 +30,8 @@ def no_grad():
 
 
 @contextmanager
-def observe(callback: Callable[[str, str, tuple[Tensor, ...], Array], None]):
-    """Inside, `callback(phase, op, inputs, array)` sees every op's output as it is made ("forward")
+def observe(callback: Callable[[str, Node, Array], None]):
+    """Inside, `callback(phase, node, array)` sees every op's output as it is made ("forward")
     and every gradient as it arrives at an op's input ("backward")."""
     token = _observer.set(callback)
     try:
@@ -46,6 +47,8 @@ class Node:
     op: str
     inputs: tuple[Tensor, ...]
     backward: Callable[[Array], tuple[Array | None, ...]] | None
+    geometry: Any = None
+    """Which pixels its windows read, where it has windows (`kernels.convolution.Geometry`): for whoever looks on."""
 
 
 class Tensor:
@@ -162,25 +165,27 @@ class Tensor:
                 if g.dtype != source.dtype:  # float32 parameters used in a float64 computation
                     g = source.xp.astype(g, source.dtype)
                 if observer:
-                    observer("backward", node.op, node.inputs, g)
+                    observer("backward", node, g)
                 before = pending.get(id(source))
                 # Out of place: a backward may hand the same array to two inputs.
                 pending[id(source)] = g if before is None else before + g
             node.backward, node.inputs = None, ()  # what the closure captured dies here
 
 
-def record(op: str, data: Array, inputs: tuple[Tensor, ...], backward: Callable) -> Tensor:
+def record(
+    op: str, data: Array, inputs: tuple[Tensor, ...], backward: Callable, *, geometry: Any = None
+) -> Tensor:
     """Wrap the result of an op.
 
     `backward` takes dL/d(output) and returns one gradient per input, None for an input that asked for
     none.  It closes over arrays, never over Tensors: no reference cycle, so memory goes with the loss.
     """
-    observer = _observer.get()
+    node, observer = Node(op, inputs, backward, geometry), _observer.get()
     if observer:
-        observer("forward", op, inputs, data)
+        observer("forward", node, data)
     if not _recording.get() or not any(x.requires_grad for x in inputs):
         return Tensor(data)
-    return Tensor(data, requires_grad=True, node=Node(op, inputs, backward))
+    return Tensor(data, requires_grad=True, node=node)
 
 
 def checkpoint(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from source import PACKAGE, ROOT, imports, paths, refuse, shown, tree
 LEVELS = {
     "backend": 0,
     "autograd": 1, "plots": 1, "kernels": 1,
-    "images": 2, "ops": 2,
+    "images": 2, "ops": 2, "graph": 2,
     "nn": 3, "optim": 3, "detection": 3,
     "models": 4,
     "weights": 5, "data": 5,

@@ -125,7 +125,7 @@ def _convolve(op, x, flat, weight, bias, geometry, scale, relu, shape) -> Tensor
         return (gx, gweight) if bias is None else (gx, gweight, gbias)
 
     inputs = (x, weight) if bias is None else (x, weight, bias)
-    return record(op, xp.reshape(y, shape), inputs, backward)
+    return record(op, xp.reshape(y, shape), inputs, backward, geometry=geometry)
 
 
 def _pair(value: Sizes) -> tuple[int, int]:

@@ -7,6 +7,7 @@ import numpy as np
 from minidet.autograd import Tensor, record
 from minidet.backend import Array
 from minidet.kernels import max_pool, max_pool_gradient
+from minidet.kernels.convolution import Geometry
 
 
 def max_pool2d(x: Tensor, size: int, *, stride: int | None = None, padding: int = 0) -> Tensor:
@@ -29,7 +30,8 @@ def max_pool2d(x: Tensor, size: int, *, stride: int | None = None, padding: int 
     def backward(gy):
         return (max_pool_gradient(gy, winners, H, W, size, stride, padding),)
 
-    return record("max_pool2d", y, (x,), backward)
+    geometry = Geometry(((H, W),), (size, size), (stride, stride), (padding, padding))
+    return record("max_pool2d", y, (x,), backward, geometry=geometry)
 
 
 def upsample_nearest(x: Tensor, size: tuple[int, int]) -> Tensor:

@@ -28,13 +28,13 @@ def first_non_finite(model: Module, batch_images: np.ndarray, run: Callable[[], 
             return f"the parameter {name}"
     layer, found = "the input", ""
 
-    def watch(phase, op, inputs, array):
+    def watch(phase, node, array):
         nonlocal layer, found
-        owned = [names[id(x)].rpartition(".")[0] for x in inputs if id(x) in names]
+        owned = [names[id(x)].rpartition(".")[0] for x in node.inputs if id(x) in names]
         layer = f"layer {owned[0]}" if owned else layer
-        if not found and not _finite(inputs[0].xp, array):
+        if not found and not _finite(node.inputs[0].xp, array):
             what = "output" if phase == "forward" else "gradient"
-            found = f"the {what} of {op} {'in' if owned else 'after'} {layer}"
+            found = f"the {what} of {node.op} {'in' if owned else 'after'} {layer}"
 
     with observe(watch), np.errstate(all="ignore"):
         run()
