@@ -34,6 +34,10 @@ POINTS = INPUTS * INPUTS
 BLOCK = 2 * ROWS
 """Tiles in a block: their transformed inputs, 36 numbers per channel each, fit the second-level cache."""
 
+STEP = BLOCK + 1
+"""Rows from one point to the next: a tile is written to all 36 points at once, and at a distance of a power
+of two those places would share one set of the cache."""
+
 PIXELS_PER_TILE = 8
 """A tile costs 36 products and its transforms, a pixel 9 products: below this the direct way is cheaper."""
 
@@ -154,18 +158,18 @@ def _unit(
 ):
     """Tiles `begin` to `end`, a block at a time."""
     # Behind the last tile of a block lie old numbers: multiplied along with it, never stored.
-    inputs = np.zeros(POINTS * BLOCK * C, dtype=np.float32)
-    products = np.empty(POINTS * BLOCK * WIDTH, dtype=np.float32)
+    inputs = np.zeros(POINTS * STEP * C, dtype=np.float32)
+    products = np.empty(POINTS * STEP * WIDTH, dtype=np.float32)
     for first in range(begin, end, BLOCK):
         tiles = min(BLOCK, end - first)
         for t in range(tiles):
             for c in range(0, C, LANES):
                 patch = (first + t) * POINTS
-                gather_inputs(x, C, zeros, patches, patch, c, inputs, t * C + c, BLOCK * C)
+                gather_inputs(x, C, zeros, patches, patch, c, inputs, t * C + c, STEP * C)
         for column in range(0, outputs, WIDTH):
             for q in range(POINTS):
                 panel = (column * POINTS + q * WIDTH) * C
-                for t in range(q * BLOCK, q * BLOCK + tiles, ROWS):
+                for t in range(q * STEP, q * STEP + tiles, ROWS):
                     multiply_tile(
                         inputs, C, zeros, identity, 0, t, 1, C, panels, panel, products, WIDTH, identity, 0, t,
                         0, WIDTH, neutral, -np.float32(np.inf), ROWS, VECTORS,
@@ -173,6 +177,6 @@ def _unit(
             for t in range(tiles):
                 for c in range(0, min(WIDTH, outputs - column), LANES):
                     scatter_outputs(
-                        products, t * WIDTH + c, BLOCK * WIDTH, y, outputs, targets,
+                        products, t * WIDTH + c, STEP * WIDTH, y, outputs, targets,
                         (first + t) * OUTPUTS * OUTPUTS, column + c, outputs, epilogue, floor,
                     )  # fmt: skip
