@@ -79,8 +79,8 @@ def test_a_batch_says_what_it_holds():
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_workers_do_not_change_the_batches(workers):
     settings = {"batch_size": 5, "seed": 3, "images": 48, "augment": ALL_FLIPS}
-    alone = list(Loader(shapes("train", images=20), Preprocess(0, 0), **settings))
-    helped = list(Loader(shapes("train", images=20), Preprocess(0, 0), **settings, workers=workers))
+    alone = list(Loader(shapes("train", images=20, size=32), Preprocess(0, 0), **settings))
+    helped = list(Loader(shapes("train", images=20, size=32), Preprocess(0, 0), **settings, workers=workers))
     assert len(alone) == len(helped) == 10
     assert all(map(same, alone, helped))
     assert workers_alive() == 0
@@ -119,7 +119,7 @@ def test_without_shuffling_and_without_a_count_it_is_one_pass():
 
 
 def test_augmentation_differs_from_epoch_to_epoch():
-    loader = Loader(shapes("val", images=1), Preprocess(0, 0), batch_size=1, images=40, augment=ALL_FLIPS)
+    loader = Loader(shapes("val", images=1, size=32), Preprocess(0, 0), batch_size=1, images=40, augment=ALL_FLIPS)
     assert len({batch.images.tobytes() for batch in loader}) == 8  # all symmetries of a square
 
 
