@@ -17,6 +17,7 @@
 
 # %%
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
@@ -97,6 +98,7 @@ def affordable_images() -> int:
     return int(min(len(train), max(1600, left / per_image)) // 160 * 160)
 
 
+shutil.rmtree(out / "run", ignore_errors=True)  # of an earlier run of this chapter
 images = int(os.environ.get("MINIDET_CHAPTER_IMAGES", 0)) or affordable_images()
 training = md.train(
     model, train, validate=val, out=out / "run", config=replace(SHAPES, images=images, validations=1)

@@ -35,6 +35,7 @@ def doubling(fast):
 
 def test_a_right_kernel_proves_itself_once(monkeypatch):
     double, calls = doubling(lambda x: x + x)
+    assert trust.first_run()
     definitions = []
     textbook = double.textbook
     double.textbook = lambda x: definitions.append(1) or textbook(x)
@@ -42,6 +43,7 @@ def test_a_right_kernel_proves_itself_once(monkeypatch):
     for _ in range(3):
         assert double(x).tolist() == [2] * 5
     assert (len(calls), len(definitions)) == (3, 1)
+    assert not trust.first_run()
     monkeypatch.setattr(trust, "_trusted", None)  # another process on this CPU
     double(x)
     assert len(definitions) == 1

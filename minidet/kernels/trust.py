@@ -53,6 +53,11 @@ def trusted(name: str) -> bool:
     return name in _trusted
 
 
+def first_run() -> bool:
+    """Whether nothing was ever compiled and proved here: then the first calls take their time."""
+    return not (_recorded() if _trusted is None else _trusted)
+
+
 def prove(name: str, fast: Callable, textbook: Callable, args: tuple):
     """(result, whether to go on using `fast`): both versions run, and the definition's word counts."""
     arrays = [a for a in args if isinstance(a, np.ndarray)]

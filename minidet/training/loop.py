@@ -10,9 +10,11 @@ from time import perf_counter
 
 import numpy as np
 
+from minidet import backend
 from minidet.data.loader import Batch, Loader
 from minidet.data.sample import Dataset
 from minidet.evaluation import Evaluation, evaluate
+from minidet.kernels.trust import first_run
 from minidet.models import RetinaNet
 from minidet.optim import Optimizer, clip_grad_norm, gradient_norm
 from minidet.training.blame import NonFiniteError, first_non_finite
@@ -86,6 +88,8 @@ def train(
     model.train()
     with Interrupt() as interrupt, Monitor(out, config.images, state.position, quiet=quiet) as monitor:
         monitor.say(config.summary(len(dataset)))
+        if first_run() and backend.name_of(model.xp) == "numpy":
+            monitor.say("first run on this machine: compiling the kernels takes up to a minute, once")
         for batch in loader:
             before = state
             state, record = _step(model, batch, optimizer, config, state)
