@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 
 import numpy as np
@@ -247,7 +246,7 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 def test_a_bad_file_is_refused_when_it_is_read(tmp_path, name):
     data, message = BAD[name]
-    root = write(tmp_path, copy.deepcopy(data))
+    root = write(tmp_path, data)
     with pytest.raises(DataError, match=rf"(?s)instances_train\.json: .*{message}"):
         coco(root)
 
@@ -291,13 +290,12 @@ def test_coco_with_crowds_greys_and_empties(data_folder):
     assert (dataset.category_ids[0], dataset.category_ids[-1]) == (1, 90)
     assert "92 images (1 without objects), 820 boxes of 80 classes, 9 crowds" in dataset.summary()
     original = json.loads(dataset.path.read_text())["annotations"]
-
-    def comparable(annotations):
-        return sorted(
-            (a["image_id"], a["category_id"], a["bbox"], a["area"], a["iscrowd"]) for a in annotations
-        )
-
-    assert comparable(dataset.ground_truth()["annotations"]) == comparable(original)
+    keys = ("image_id", "category_id", "bbox", "area", "iscrowd")
+    read, given = (
+        sorted([a[key] for key in keys] for a in found)
+        for found in (dataset.ground_truth()["annotations"], original)
+    )
+    assert read == given
     for sample in dataset:
         assert sample.image.ndim == 3
         assert np.all(sample.boxes[:, 2:] > sample.boxes[:, :2])
