@@ -291,10 +291,7 @@ def test_coco_with_crowds_greys_and_empties(data_folder):
     assert "92 images (1 without objects), 820 boxes of 80 classes, 9 crowds" in dataset.summary()
     original = json.loads(dataset.path.read_text())["annotations"]
     keys = ("image_id", "category_id", "bbox", "area", "iscrowd")
-    read, given = (
-        sorted([a[key] for key in keys] for a in found)
-        for found in (dataset.ground_truth()["annotations"], original)
-    )
+    read, given = (sorted([a[key] for key in keys] for a in found) for found in (truth, original))
     assert read == given
     for sample in dataset:
         assert sample.image.ndim == 3
