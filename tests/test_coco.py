@@ -289,7 +289,7 @@ def test_coco_with_crowds_greys_and_empties(data_folder):
     assert len(dataset.classes) == 80
     assert (dataset.category_ids[0], dataset.category_ids[-1]) == (1, 90)
     assert "92 images (1 without objects), 820 boxes of 80 classes, 9 crowds" in dataset.summary()
-    original = json.loads(dataset.path.read_text())["annotations"]
+    truth, original = dataset.ground_truth()["annotations"], json.loads(dataset.path.read_text())["annotations"]
     keys = ("image_id", "category_id", "bbox", "area", "iscrowd")
     read, given = (sorted([a[key] for key in keys] for a in found) for found in (truth, original))
     assert read == given
