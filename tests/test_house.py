@@ -29,7 +29,8 @@ LEVELS = {
 }  # fmt: skip
 
 MOST_LINES = 300
-MOST_CODE = 6000
+MOST_CODE = 6500
+MOST_DEFINITIONS = 2000  # code that README's reading order marks with a dot, without what only makes it fast
 REMOVABLE = ("kernels/convolution/cpu", "kernels/convolution/gpu")  # speed only: all else runs without them
 
 
@@ -156,6 +157,23 @@ def test_files_are_short_and_the_library_is_small(capsys):
     refuse([f"{shown(p)}: {n} lines, not below {MOST_LINES}" for p, n in lines.items() if n >= MOST_LINES])
     needed = [n for path, n in code.items() if not shown(path.parent).endswith(REMOVABLE)]
     assert sum(needed) < MOST_CODE
+
+
+def test_the_path_of_definitions_is_short(capsys):
+    marked = re.findall(r"^\| • \| `(.*?)`", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert marked
+    count = 0
+    for path in (ROOT / name for name in marked):
+        compiled = [
+            node.end_lineno - node.lineno + 1 + len(node.decorator_list)
+            for node in tree(path).body
+            if isinstance(node, ast.FunctionDef)
+            and any(word in ast.unparse(d) for d in node.decorator_list for word in ("njit", "faster_on"))
+        ]
+        count += code_lines(path) - sum(compiled)
+    with capsys.disabled():
+        print(f"\n{count:9,} lines of code define everything, in {len(marked)} files")
+    assert count < MOST_DEFINITIONS
 
 
 def test_habits():
