@@ -89,6 +89,8 @@ def windows(rng):
         ((2, 7, 8, 3), (3, 3), (2, 2), (1, 1)),
         ((1, 5, 9, 2), (1, 2), (1, 3), (1, 2)),
         ((1, 1, 1, 1), (1, 1), (1, 1), (1, 1)),
+        ((2, 6, 5, 2), (2, 2), (3, 3), (1, 1)),  # pixels that no window reads
+        ((1, 2, 4, 1), (3, 3), (1, 1), (1, 1)),  # a map too low for any window
     ):
         yield rng.normal(size=shape), size, stride, dilation
 

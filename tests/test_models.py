@@ -377,13 +377,8 @@ def test_one_seed_is_one_network_on_every_backend(monkeypatch):
 # --- presets ----------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def zeros(monkeypatch):
-    monkeypatch.setattr(np.random, "default_rng", lambda seed: Zeros())
-
-
 @pytest.mark.parametrize("name", presets.PRESETS)
-def test_presets_build(name, zeros):
+def test_presets_build(name, undrawn):
     config = presets.PRESETS[name](["cat", "dog"])
     assert config.classes == ("cat", "dog")
     model = RetinaNet(config, xp=numpy)
@@ -391,20 +386,6 @@ def test_presets_build(name, zeros):
     assert strides == [8, 16, 32, 64, 128]
     assert config.anchors.strides in (None, tuple(strides))
     assert len(model.anchors(512, 512)) == 9 * (64**2 + 32**2 + 16**2 + 8**2 + 4**2)
-
-
-@pytest.mark.parametrize(
-    ("preset", "classes", "count"),
-    [
-        (presets.torchvision_v1, 91, 34_014_999),  # published
-        (presets.torchvision_v2, 91, 38_198_935),  # published
-        (presets.paper, 80, 37_915_572),
-        (presets.detectron2, 80, 37_915_572),
-    ],
-)
-def test_presets_have_the_published_number_of_parameters(preset, classes, count, zeros):
-    model = RetinaNet(preset([str(k) for k in range(classes)]), xp=numpy)
-    assert np.sum([p.data.size for p in model.parameters()]) == count
 
 
 def test_small_presets_answer(rng):
