@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from minidet.detection import Targets
+
 RTOL = {np.dtype(np.float64): 1e-10, np.dtype(np.float32): 1e-5}
 """Of an op or a loss alone, by the precision it ran in."""
 
@@ -31,6 +33,15 @@ def close(got, want, what: str, *, tolerance: float | None = None) -> None:
 def equal(got, want, what: str) -> None:
     """Equal, as decisions and positions must be."""
     np.testing.assert_array_equal(got, want, err_msg=what)
+
+
+def same_matches(targets: Targets, boxes: list, labels: list, matched: list) -> None:
+    """Every anchor has the class of its object, or is background (-1) or ignored (-2), and the object's box."""
+    for n, anchors in enumerate(matched):
+        classes = np.append(labels[n], [-2, -1])  # so that -1 and -2 stand for themselves
+        equal(targets.labels[n], classes[anchors], f"classes of image {n}'s anchors")
+    objects = [b[m[m >= 0]].reshape(-1, 4) for b, m in zip(boxes, matched, strict=True)]
+    equal(targets.boxes, np.concatenate(objects), "objects of the anchors")
 
 
 def unmatched(got, want, *, boxes: float, scores: float) -> list[int]:

@@ -8,9 +8,6 @@ import pytest
 
 HERE = Path(__file__).parent / "vectors"
 
-PREFIXES = ("unit_", "tiny_", "v1_", "v2_", "d2_")
-"""Every file of reference vectors begins with one of these; each test module says which are its own."""
-
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--oracle", default=None, metavar="DIR", help="folder of reference vectors (*.npz)")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from compare import close, equal, load, unmatched
+from compare import close, equal, load, same_matches, unmatched
 from networks import build, detect_in_originals, forward, losses_of, prepare, targets_of, tiny_config
 
 from minidet.autograd import Tensor
@@ -58,10 +58,7 @@ def test_training(vectors: Path):
     targets = targets_of(model, inputs)
     for n, boxes in enumerate(inputs.boxes):
         close(boxes, a[f"gt_resized{n}"], "resized boxes", tolerance=1e-10)
-        matched = a[f"matched{n}"].astype(np.int64)
-        classes = np.append(inputs.labels[n], [-2, -1])  # so that -1 and -2 stand for themselves
-        equal(targets.labels[n], classes[matched], f"classes of image {n}'s anchors")
-    equal(targets.boxes, matched_boxes(inputs.boxes, a), "objects of the anchors")
+    same_matches(targets, inputs.boxes, inputs.labels, [a[f"matched{n}"] for n in range(len(inputs.boxes))])
 
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     equal(sorted(to_torchvision({n: p.data for n, p in trained.items()})), sorted(meta["parameters"]), "trained")
@@ -84,12 +81,6 @@ def test_training(vectors: Path):
         optimizer.clear_gradients()
     for name, array in to_torchvision(model.state_dict()).items():
         same(array, a, f"final:{name}")
-
-
-def matched_boxes(boxes: list[np.ndarray], a: dict[str, np.ndarray]) -> np.ndarray:
-    """The object of every positive anchor, image after image."""
-    matched = [a[f"matched{n}"] for n in range(len(boxes))]
-    return np.concatenate([b[m[m >= 0]].reshape(-1, 4) for b, m in zip(boxes, matched, strict=True)])
 
 
 def check_outputs(model: RetinaNet, logits, deltas, targets, a: dict[str, np.ndarray]) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from compare import close, equal, load, unmatched
+from compare import close, equal, load, same_matches, unmatched
+from layers import nchw
 from networks import (
     Inputs,
     build,
@@ -55,12 +56,12 @@ class Tolerance:
 # on a rounding, a gradient moves by up to a hundredth.
 TOLERANCES = {
     np.float64: Tolerance(maps=1e-10, losses=1e-10, gradients=1e-9, scores=1e-9, boxes=1e-6),
-    np.float32: Tolerance(maps=1e-5, losses=4e-5, gradients=5e-3, scores=1e-5, boxes=1e-2),
+    np.float32: Tolerance(maps=1e-5, losses=4e-5, gradients=5e-3, scores=3e-5, boxes=1e-2),
 }
 
 DETECTRON2 = {"c3": "res3", "c4": "res4", "c5": "res5", "cls_logits": "logits", "bbox_regression": "deltas"}
 """What files of detectron2 call the maps."""
-MISSED = 0.01  # of detections compared by matching boxes; the rest are at the edge of suppression, or the last
+MISSED = 0.01  # of a float32 run's detections: those at the edge of suppression, or the last
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32], ids=["float64", "float32"])
@@ -95,9 +96,8 @@ def inference(model: RetinaNet, inputs: Inputs, meta: dict, a, tolerance: Tolera
             matching((scaled.boxes, scaled.scores, scaled.labels), a, f"det{n}", tolerance, MISSED)
         return
     for n, found in enumerate(detect_in_originals(model, inputs, maps)):
-        both = f"det64_{n}.boxes" in a
-        same_precision = "det64_" if inputs.images.dtype == np.float64 else "det_"
-        matching(found, a, f"{same_precision}{n}", tolerance, 0 if both else MISSED)
+        double = inputs.images.dtype == np.float64
+        matching(found, a, f"det64_{n}" if double else f"det_{n}", tolerance, 0 if double else MISSED)
 
 
 def in_asked_size(found: Detections, image: tuple[int, int], scale: float) -> Detections:
@@ -115,12 +115,11 @@ def matching(found: tuple, a, name: str, tolerance: Tolerance, missed: float) ->
 
 
 def training(model: RetinaNet, inputs: Inputs, meta: dict, a, tolerance: Tolerance) -> None:
-    digest(np.moveaxis(inputs.images, -1, 1), a, "batch", tolerance.maps)
+    digest(nchw(inputs.images), a, "batch", tolerance.maps)
     targets = targets_of(model, inputs)
     for n, boxes in enumerate(inputs.boxes):
         close(boxes, a[f"gt_resized{n}"], f"objects of image {n}", tolerance=1e-6)
-        classes = np.append(inputs.labels[n], [-2, -1])  # so that -1 and -2 stand for themselves
-        equal(targets.labels[n], classes[a[f"matched{n}"]], f"classes of image {n}'s anchors")
+    same_matches(targets, inputs.boxes, inputs.labels, [a[f"matched{n}"] for n in range(len(inputs.boxes))])
     logits, deltas = model(Tensor(inputs.images))
     digest(logits.data, a, "cls_logits", tolerance.maps)
     digest(deltas.data, a, "bbox_regression", tolerance.maps)
@@ -155,7 +154,7 @@ def detectron2_training(model: RetinaNet, inputs: Inputs, meta: dict, a, toleran
                 if parameter.grad is None:
                     frozen.append(f"{theirs[path]}.{leaf}")
                 else:
-                    found[f"{theirs[path]}.{leaf}"] = np.moveaxis(parameter.grad, -1, 1)
+                    found[f"{theirs[path]}.{leaf}"] = nchw(parameter.grad)
             equal(sorted(frozen), sorted(meta["frozen"]), "frozen")
             gradients(found, meta, a, tolerance)
 
