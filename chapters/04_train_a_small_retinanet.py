@@ -77,32 +77,32 @@ assert 0 < share < 0.02
 # %% [markdown]
 # ## Learning
 #
-# AdamW, 16 images a step, a learning rate that warms up, stays, and falls to zero over the last quarter.
-# Every image is new.  The number of steps is what the time allows: sixteen steps are timed, after the
-# one that compiles, and the training is made as long as two minutes permit.
+# AdamW, a learning rate that warms up, stays, and falls to zero over the last quarter.  Every image is new.
+# Eight images a step instead of the recipe's sixteen: so short a training gains more from twice the steps
+# than it loses to noisier gradients (AP50 .48 against .39 after 8,000 images, seed 0: `minidet train --data
+# shapes --images 8000`, with and without `--batch-size 8 --set lr=5.6e-3`).  How many images?  As many as
+# three minutes allow on this machine: a few steps are timed, after the one that compiles.
 
 # %%
-BUDGET = 115  # seconds for the training itself
+BUDGET = 150  # seconds from the start to the end of the training; evaluation and pictures come on top
+recipe = replace(SHAPES, batch_size=8, lr=5.6e-3, validations=1)
 
 
 def affordable_images() -> int:
     """How many images fit into what is left of the budget, at the speed of this machine."""
-    trial = md.RetinaNet(md.presets.small(train.classes), seed=0)
+    trial, clock = md.RetinaNet(md.presets.small(train.classes), seed=0), perf_counter()
+    md.train(trial, train, config=replace(recipe, images=16), quiet=True)
+    print(f"two steps, with whatever had to be compiled: {perf_counter() - clock:.0f} s")
     clock = perf_counter()
-    md.train(trial, train, config=replace(SHAPES, images=32), quiet=True)
-    print(f"compiled in {perf_counter() - clock:.0f} s; the next run starts at once")
-    clock = perf_counter()
-    md.train(trial, train, config=replace(SHAPES, images=16 * 16), quiet=True)
-    per_image = (perf_counter() - clock) / (16 * 16)
+    md.train(trial, train, config=replace(recipe, images=160), quiet=True)
+    per_image = (perf_counter() - clock) / 160
     left = BUDGET - (perf_counter() - started)
     return int(min(len(train), max(1600, left / per_image)) // 160 * 160)
 
 
 shutil.rmtree(out / "run", ignore_errors=True)  # of an earlier run of this chapter
 images = int(os.environ.get("MINIDET_CHAPTER_IMAGES", 0)) or affordable_images()
-training = md.train(
-    model, train, validate=val, out=out / "run", config=replace(SHAPES, images=images, validations=1)
-)
+training = md.train(model, train, validate=val, out=out / "run", config=recipe, images=images)
 
 loss = np.array(training.history["loss"])
 print(f"\nloss: {loss[:10].mean():.3f} over the first ten steps, {loss[-10:].mean():.3f} over the last")
@@ -118,7 +118,7 @@ assert loss[-10:].mean() < loss[:10].mean()
 evaluation = training.evaluation
 print()
 print(evaluation.table())
-if images >= 8_000:
+if images >= 7_000:
     assert evaluation["AP50"] >= 0.40
 
 # %% [markdown]
@@ -127,7 +127,12 @@ if images >= 8_000:
 # %%
 shown = [val[i] for i in range(12)]
 found = md.detect(model, [s.image for s in shown])
-drawn = [f.image if len(f) == 0 else np.asarray(f.draw(threshold=0.3)) for f in found]
+drawn = []
+for sample, f in zip(shown, found, strict=True):
+    sure = f.scores > 0.3
+    drawn.append(
+        draw_boxes(sample.image, f.boxes[sure], f.labels[sure], f.scores[sure], f.classes, truth=sample.boxes)
+    )
 contact_sheet(drawn, [s.name for s in shown], out / "detections.png", columns=4)
 print(f"\n{images:,} images, {perf_counter() - started:.0f} s in all")
 print(f"look at {out / 'data.png'}, {out / 'run' / 'curves.png'} and {out / 'detections.png'}")
