@@ -143,9 +143,7 @@ class Tensor:
         tape = _inputs_first(self)
         while tape:
             tensor = tape.pop()
-            grad = pending.pop(id(tensor), None)
-            if grad is None:
-                continue
+            grad = pending.pop(id(tensor))  # complete: all that use this tensor came before
             if tensor.node is None:
                 # `+ 0` copies: an op may hand out its own buffer, and a leaf owns its gradient.
                 tensor.grad = grad + 0 if tensor.grad is None else tensor.grad + grad

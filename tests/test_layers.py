@@ -142,6 +142,12 @@ def test_matrix_products_and_ops_of_the_model_itself_count(rng):
     assert rest.memory == 0  # a reshape is another view of the same numbers
 
 
+def test_what_does_not_come_from_the_image_sees_nothing_of_it():
+    prior = Tensor(np.ones((1, 4, 4, 3), np.float32), requires_grad=True)
+    layer, _ = measure_layers(Model(lambda self, x: x + relu(self.prior), prior=prior), (4, 4))
+    assert (layer.name, layer.op, layer.sights, layer.parameters) == ("prior", "relu", (), 48)
+
+
 def test_looking_changes_nothing(rng):
     model = RetinaNet(presets.small(["a"]), xp=np)
     model.backbone.stem.norm = BatchNorm2d(16)
