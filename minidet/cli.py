@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numba
-
 from minidet.data import Dataset, coco, shapes
 from minidet.detect import detect
 from minidet.evaluation import evaluate
@@ -108,8 +106,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, unknown = parser.parse_known_args(arguments)
     if unknown:  # the subcommand's parser knows the options that could have been meant
         options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-    if not Path(numba.config.CACHE_DIR).is_dir():
-        print("minidet: compiling its kernels for this machine, which takes a minute, once", file=sys.stderr)
     try:
         options.run(options)
     except KeyboardInterrupt as stop:
@@ -211,7 +207,7 @@ def _flags(options: argparse.Namespace, epoch: int) -> dict[str, int]:
     images = options.images
     if options.epochs is not None:
         if not 0 < options.epochs < math.inf:
-            raise ValueError(f"--epochs must be above 0, got {options.epochs:g}")
+            raise ValueError(f"--epochs must be a number above 0, got {options.epochs:g}")
         images = max(1, round(options.epochs * epoch))
     chosen = {"images": images, "batch_size": options.batch_size, "seed": options.seed}
     return {name: value for name, value in chosen.items() if value is not None}

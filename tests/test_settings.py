@@ -56,11 +56,13 @@ def test_absent_keys_take_their_defaults_and_whole_numbers_fit_floats():
     ("data", "message"),
     [
         ([], r"Outer: expected a dictionary, got \[\]"),
-        ({}, "Outer: .*missing 1 required positional argument: 'inner'"),
+        ({}, "Outer: the setting 'inner' is missing"),
         ({"inner": {"szie": 4}}, r"Outer\.inner: unknown setting 'szie'; did you mean 'size'\?"),
         ({"inner": {}, "qqq": 1}, "Outer: unknown setting 'qqq'; known are inner, names, pair"),
         ({"inner": {"size": 1.5}}, r"Outer\.inner\.size: expected int, got 1\.5"),
         ({"inner": {"size": True}}, r"Outer\.inner\.size: expected int, got True"),
+        ({"inner": {"scale": float("nan")}}, r"Outer\.inner\.scale: expected float or NoneType, got nan"),
+        ({"inner": {}, "pair": [1, float("inf")]}, r"Outer\.pair\[1\]: expected a finite number, got inf"),
         ({"inner": {"scale": "big"}}, r"Outer\.inner\.scale: expected float or NoneType, got 'big'"),
         ({"inner": {}, "names": ["a", 1]}, r"Outer\.names\[1\]: expected str, got 1"),
         ({"inner": {}, "pair": [1]}, r"Outer\.pair: expected tuple.*got \[1\]"),
@@ -95,9 +97,10 @@ def test_differences_are_listed_by_path():
         ({"workers": -1}, "workers must be at least 0"),
         ({"accumulate": 17}, "a batch of 16 images cannot be split into 17 parts"),
         ({"clip": 0.0}, "clip must be above 0, or None"),
-        ({"weight_decay": -1.0}, "must not be negative"),
+        ({"weight_decay": -1.0}, r"training: weight_decay must not be negative, got -1\.0"),
+        ({"milestones": (-1,)}, "milestones must ascend, none below 0"),
         ({"images": 100, "warmup": 100}, "a warm-up of 100 images does not fit into a training of 100"),
-        ({"lr": 0.0}, "peak must be above 0"),
+        ({"lr": 0.0}, r"training: lr must be above 0, got 0\.0"),
     ],
 )
 def test_impossible_recipes(changes, message):

@@ -172,6 +172,17 @@ def test_a_crash_continues_from_the_last_checkpoint(tmp_path):
     assert done.history["step"] == list(range(1, 31))
 
 
+def test_a_table_that_a_crash_cut_short_is_read_up_to_there(tmp_path):
+    train(tiny_model(), tiny_data(), images=6, out=tmp_path, config=QUICK, quiet=True)
+    path = tmp_path / "metrics.csv"
+    text = path.read_text()
+    path.write_text(text[: text.rindex(",", 0, text.rindex(",") - 20)])
+    assert [row.position for row in read_metrics(path)] == [2, 4]
+    train(tiny_model(), tiny_data(), images=6, out=tmp_path, config=QUICK, quiet=True, resume=True)
+    path.write_text("epoch,accuracy\n1,0.5\n")
+    assert read_metrics(path) == []
+
+
 def test_resuming_a_finished_training_only_measures_it(tmp_path):
     model = tiny_model()
     train(model, tiny_data(), images=4, out=tmp_path, config=QUICK, quiet=True)
@@ -325,7 +336,7 @@ def test_trainings_are_not_mixed_up(tmp_path):
         again(data=renamed)
     whole = read_checkpoint(tmp_path)
     write_checkpoint(tmp_path / "last.safetensors", replace(whole, training={}))
-    with pytest.raises(CheckpointError, match="holds weights only: start from it with --init"):
+    with pytest.raises(CheckpointError, match=r"last\.safetensors: this checkpoint holds weights only: start from it"):
         again()
 
 

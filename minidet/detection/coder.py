@@ -22,6 +22,10 @@ class CoderConfig:
     clip: float = math.log(1000 / 16)
     """Largest dw and dh that `decode` believes, before exp can overflow; a shrinking box has no bound."""
 
+    def __post_init__(self) -> None:
+        if min(self.weights) <= 0 or self.clip <= 0:
+            raise ValueError(f"coder: weights and clip must be above 0, got {self.weights} and {self.clip}")
+
 
 def encode_boxes(boxes: Array, anchors: Array, config: CoderConfig) -> Array:
     """The deltas that turn every anchor into its box; `decode_boxes` inverts it.

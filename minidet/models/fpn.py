@@ -24,6 +24,12 @@ class PyramidConfig:
     """What the first extra level (P6) is made from: the backbone's last map (C5: the paper, detectron2,
     torchvision v2) or the pyramid's (P5: torchvision v1)."""
 
+    def __post_init__(self) -> None:
+        if self.channels < 1 or self.levels < 1:
+            raise ValueError(
+                f"PyramidConfig: channels and levels must be at least 1, got {self.channels} and {self.levels}"
+            )
+
 
 class FeaturePyramid(Module):
     """1x1 laterals, nearest upsampling and addition from the top down, 3x3 outputs, and coarser extra levels.

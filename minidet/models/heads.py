@@ -30,6 +30,8 @@ class HeadConfig:
     def __post_init__(self) -> None:
         if not 0 < self.prior < 1:
             raise ValueError(f"HeadConfig.prior is a probability between 0 and 1, got {self.prior}")
+        if self.depth < 0:
+            raise ValueError(f"HeadConfig.depth must not be negative, got {self.depth}")
 
 
 class Subnet(Module):

@@ -54,6 +54,8 @@ class ResNetConfig:
             raise ValueError(
                 f"ResNetConfig: needs 2 to 4 stages, as many widths as blocks, got {self.widths} and {self.blocks}"
             )
+        if min(self.stem, *self.widths, *self.blocks, self.groups, self.group_width) < 1 or self.frozen_stages < 0:
+            raise ValueError(f"ResNetConfig: all numbers but frozen_stages must be at least 1, got {self}")
 
 
 RESNET18 = ResNetConfig(blocks=(2, 2, 2, 2), bottleneck=False)

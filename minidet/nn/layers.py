@@ -160,6 +160,11 @@ class Norm:
     def __post_init__(self) -> None:
         if self.name not in ("none", "frozen", "batch", "group"):
             raise ValueError(f'Norm.name is {self.name!r}: choose "none", "frozen", "batch" or "group"')
+        if self.groups < 1 or self.eps < 0 or not 0 <= self.momentum <= 1:
+            raise ValueError(
+                f"Norm: needs groups >= 1, eps >= 0 and 0 <= momentum <= 1, got {self.groups}, {self.eps} and "
+                f"{self.momentum}"
+            )
 
     def layer(self, channels: int) -> BatchNorm2d | FrozenBatchNorm2d | GroupNorm | None:
         """A new layer for so many channels, or None."""

@@ -43,8 +43,8 @@ class Schedule:
             raise ValueError(f"schedule: warmup must not be negative, got {self.warmup}")
         if not 0 <= self.warmup_start <= 1:
             raise ValueError(f"schedule: warmup_start must be in [0, 1], got {self.warmup_start}")
-        if list(self.milestones) != sorted(self.milestones):
-            raise ValueError(f"schedule: milestones must ascend, got {self.milestones}")
+        if list(self.milestones) != sorted(self.milestones) or min(self.milestones, default=0) < 0:
+            raise ValueError(f"schedule: milestones must ascend, none below 0, got {self.milestones}")
         if not 0 <= self.cooldown <= 1:
             raise ValueError(f"schedule: cooldown is a fraction in [0, 1], got {self.cooldown}")
 

@@ -70,8 +70,11 @@ class TrainConfig:
             )
         if self.clip is not None and not self.clip > 0:
             raise ValueError(f"training: clip must be above 0, or None for no clipping, got {self.clip}")
-        if self.backbone_lr_scale < 0 or self.weight_decay < 0:
-            raise ValueError("training: backbone_lr_scale and weight_decay must not be negative")
+        if not self.lr > 0:
+            raise ValueError(f"training: lr must be above 0, got {self.lr}")
+        for name in ("backbone_lr_scale", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"training: {name} must not be negative, got {getattr(self, name)}")
         if self.warmup is not None and self.warmup >= self.images:
             raise ValueError(
                 f"training: a warm-up of {self.warmup} images does not fit into a training of {self.images}"

@@ -18,7 +18,7 @@ from minidet.kernels.trust import first_run
 from minidet.models import RetinaNet
 from minidet.optim import Optimizer, clip_grad_norm, gradient_norm
 from minidet.training.blame import NonFiniteError, first_non_finite
-from minidet.training.checkpoint import BEST, LAST, read_checkpoint, write_checkpoint
+from minidet.training.checkpoint import BEST, LAST, CheckpointError, read_checkpoint, write_checkpoint
 from minidet.training.config import TrainConfig
 from minidet.training.interrupt import Interrupt
 from minidet.training.monitor import Monitor, StepRecord
@@ -71,7 +71,7 @@ def train(
     if resume:
         if out is None:
             raise ValueError("train: to resume, say where: out=FOLDER")
-        state = restore(read_checkpoint(out / LAST), model, optimizer, config, dataset)
+        state = _resumed(out / LAST, model, optimizer, config, dataset)
     elif out is not None and (out / LAST).exists():
         raise ValueError(f"train: {out} already holds a training: resume it, or choose another folder")
     validating = validate is not None and config.validations > 0
@@ -117,6 +117,15 @@ def train(
         write_report(out, history, evaluation, state)
         draw_samples(model, dataset if validate is None else validate, config.samples, out / "samples.png")
     return Training(history, evaluation, state)
+
+
+def _resumed(
+    path: Path, model: RetinaNet, optimizer: Optimizer, config: TrainConfig, dataset: Dataset
+) -> TrainingState:
+    try:
+        return restore(read_checkpoint(path), model, optimizer, config, dataset)
+    except ValueError as error:
+        raise CheckpointError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
 
 
 def _step(

@@ -96,12 +96,14 @@ class Monitor:
 
 
 def read_metrics(path: Path) -> list[StepRecord]:
-    """The rows of a metrics.csv; none if there is no such file."""
+    """The rows of a metrics.csv, up to one that a crash cut short; none if there is no such file."""
     if not path.is_file():
         return []
     kinds = {name: int if f.type == "int" else float for name, f in StepRecord.__dataclass_fields__.items()}
+    rows = []
     with open(path, newline="") as file:
-        return [
-            StepRecord(**{name: kinds[name](text) if text else None for name, text in row.items()})
-            for row in csv.DictReader(file)
-        ]
+        for row in csv.DictReader(file):
+            if row.keys() != kinds.keys() or None in row.values():
+                break
+            rows.append(StepRecord(**{name: kinds[name](text) if text else None for name, text in row.items()}))
+    return rows

@@ -9,10 +9,11 @@ from __future__ import annotations
 import difflib
 import json
 import types
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 CLASS = "class"  # names a dataclass in its dictionary; no field can be called that
+LARGEST = 1e30  # of a setting; float32, which weights are kept in, ends at 3e38
 
 
 def to_json(value: Any) -> Any:
@@ -41,11 +42,10 @@ def from_json(cls: type, data: Any, where: str = "") -> Any:
     for key in data:
         if key not in known:
             raise ValueError(f"{where}: unknown setting {key!r}{_meant(key, known)}")
-    values = {key: _read(hints[key], value, f"{where}.{key}") for key, value in data.items()}
-    try:
-        return cls(**values)
-    except TypeError as error:  # a field without default is missing
-        raise ValueError(f"{where}: {error}") from error
+    for f in fields(cls):
+        if f.init and f.name not in data and f.default is MISSING and f.default_factory is MISSING:
+            raise ValueError(f"{where}: the setting {f.name!r} is missing")
+    return cls(**{key: _read(hints[key], value, f"{where}.{key}") for key, value in data.items()})
 
 
 def _read(hint: Any, value: Any, where: str) -> Any:
@@ -66,7 +66,9 @@ def _read(hint: Any, value: Any, where: str) -> Any:
     elif is_dataclass(hint):
         return from_json(hint, value, where)
     elif hint is float and type(value) in (int, float):
-        return float(value)
+        if abs(value) < LARGEST:  # NaN is not
+            return float(value)
+        raise ValueError(f"{where}: expected a finite number, got {value!r}")
     elif hint is type(None) and value is None:
         return None
     elif type(value) is hint:  # not isinstance: True is no int here
