@@ -114,6 +114,22 @@ def test_large_arguments_wait_for_a_smaller_call(monkeypatch):
     assert len(trust._trusted) == 1
 
 
+def test_arrays_without_elements_prove_nothing():
+    double, _ = doubling(lambda x: x * 3)
+    assert double(np.ones(0)).size == 0
+    assert not trust._trusted
+    with pytest.warns(RuntimeWarning, match="disagrees"):
+        double(np.ones(1))
+
+
+def test_python_does_not_vouch_for_what_is_compiled(monkeypatch):
+    monkeypatch.setattr(numba.config, "DISABLE_JIT", True)
+    double, _ = doubling(lambda x: x + x)
+    double(np.ones(5))
+    monkeypatch.setattr(trust, "_trusted", None)  # the next process
+    assert trust.first_run()
+
+
 def test_without_a_place_to_remember_it_says_so(tmp_path, monkeypatch):
     blocked = tmp_path / "file"
     blocked.write_text("")

@@ -61,7 +61,8 @@ def first_run() -> bool:
 def prove(name: str, fast: Callable, textbook: Callable, args: tuple):
     """(result, whether to go on using `fast`): both versions run, and the definition's word counts."""
     arrays = [a for a in args if isinstance(a, np.ndarray)]
-    if sum(a.size for a in arrays) > MOST_ELEMENTS:
+    # Nothing in, nothing out: arrays without elements prove nothing either, as when an image has no object.
+    if sum(a.size for a in arrays) > MOST_ELEMENTS or not all(a.size for a in arrays):
         return fast(*args), True
     copies = tuple(a.copy() if isinstance(a, np.ndarray) else {} if isinstance(a, dict) else a for a in args)
     with np.errstate(all="ignore"):
@@ -73,7 +74,8 @@ def prove(name: str, fast: Callable, textbook: Callable, args: tuple):
     error = difference(_arrays(got), _arrays(want)) or difference(arrays, written)
     if error is None:
         _trusted.add(name)
-        _remember(name)
+        if not numba.config.DISABLE_JIT:  # else it was Python that was right, not what will be compiled
+            _remember(name)
         return got, True
     for array, old, right in zip(arrays, kept, written, strict=True):
         if not np.array_equal(array, old, equal_nan=array.dtype.kind == "f"):
