@@ -228,6 +228,13 @@ def test_the_path_of_attributes_is_the_name():
     assert tree.parameters()[2] is tree.first.weight
 
 
+def test_a_shared_parameter_comes_once_under_its_first_name():
+    tree = Tree()
+    tree.pair[0].weight = tree.first.weight
+    assert [name for name, _ in tree.named_parameters()] == [name for name in NAMES[:6] if name != "pair.0.weight"]
+    assert tree.load_state_dict(tree.state_dict()) == []
+
+
 def test_freeze_and_zero_grad():
     tree = Tree()
     assert tree.first.freeze() is tree.first
