@@ -64,7 +64,8 @@ def draw_boxes(
     scale = (size or max(H, W, SMALLEST_DRAWING)) / max(H, W)
     picture = Image.fromarray(image)
     if scale != 1:
-        picture = picture.resize((round(W * scale), round(H * scale)), Image.Resampling.BICUBIC)
+        sides = max(1, round(W * scale)), max(1, round(H * scale))  # a line of pixels stays one
+        picture = picture.resize(sides, Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(picture, "RGBA")
     line = max(2, round(max(picture.size) / 320))
     best_first = range(len(boxes)) if scores is None else np.argsort(-np.asarray(scores), kind="stable")

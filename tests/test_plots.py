@@ -98,6 +98,7 @@ def test_small_images_are_enlarged_and_size_is_obeyed():
     assert picture.shape == (288, 384, 3)
     assert picture[192, 150].tolist() == rgb(plots.colour_of(1))
     assert drawn(GREY, size=320).shape == (240, 320, 3)
+    assert drawn(np.zeros((1, 4000, 3), np.uint8), size=480).shape == (1, 480, 3)
 
 
 @pytest.mark.parametrize(
