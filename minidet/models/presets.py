@@ -36,8 +36,8 @@ TORCHVISION_SIZES = tuple((x, int(x * 2 ** (1 / 3)), int(x * 2 ** (2 / 3))) for 
 def paper(classes: Sequence[str]) -> RetinaNetConfig:
     """What the paper says, and where it is silent what its authors' first code did.
 
-    Source: RetinaNet, arXiv:1708.02002, section 4; smooth L1's beta 1/9, at most 1333 px, 100 detections and
-        NMS per class: Detectron.
+    Source: RetinaNet, arXiv:1708.02002, section 4, images of 600 px as in table 1; smooth L1's beta 1/9, at
+        most 1000 px along the longer side at that size, 100 detections and NMS per class: Detectron.
     """
     return RetinaNetConfig(
         classes=tuple(classes),
