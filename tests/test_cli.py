@@ -104,13 +104,25 @@ def test_a_coco_folder(run, folder):
     assert model.config.backbone.widths == (8, 8)
 
 
-def test_a_folder_without_validation(minidet, tmp_path):
+def test_data_without_validation(minidet, tmp_path):
+    """Nothing is measured on the images of the training instead, also not where one file is given."""
     data = tiny.coco_folder(tmp_path / "data", train=2)
     (data / "annotations" / "instances_val.json").unlink()
-    printed = minidet("train", "--data", data, "--out", tmp_path / "run", "--images", 2, "--quiet", *tiny.NETWORK)
-    assert "data has no annotations/instances_val.json: AP will not be measured" in printed.err
-    assert "IoU" not in printed.out
-    assert "AP" not in json.loads((tmp_path / "run" / "metrics.json").read_text())
+    for name in (data, data / "annotations" / "instances_train.json"):
+        run = tmp_path / name.stem
+        printed = minidet("train", "--data", name, "--out", run, "--images", 2, "--quiet", *tiny.NETWORK)
+        assert f"{name.name} has no annotations/instances_val.json: AP will not be measured" in printed.err
+        assert "IoU" not in printed.out
+        assert "AP" not in json.loads((run / "metrics.json").read_text())
+
+
+def test_validation_is_found_under_the_names_of_coco_2017(minidet, tmp_path):
+    data = tiny.coco_folder(tmp_path / "data", train=2)
+    for file in list((data / "annotations").iterdir()):
+        file.rename(file.with_name(f"{file.stem}2017.json"))
+    flags = ["--images", 2, "--quiet", "--set", "validations=1"]
+    minidet("train", "--data", data, "--out", tmp_path / "run", *flags, *tiny.NETWORK)
+    assert_metrics(tmp_path / "run" / "metrics.json", 3)
 
 
 def test_the_seed_decides(minidet, folder, tmp_path):
