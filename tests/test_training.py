@@ -192,7 +192,9 @@ def test_resuming_a_finished_training_only_measures_it(tmp_path):
         evaluator=lambda model, dataset: Numbers(AP=0.5, AP50=0.6),
     )  # fmt: skip
     assert done.evaluation["AP"] == 0.5
-    assert done.state.position == 4
+    assert (done.state.position, done.state.best_ap) == (4, 0.5)
+    best = read_checkpoint(tmp_path / "best.safetensors")  # as if the first training had been stopped while measuring
+    assert best.training["state"] == read_checkpoint(tmp_path / "last.safetensors").training["state"]
 
 
 def test_an_interrupted_validation_is_finished_and_saved(tmp_path):
@@ -330,6 +332,10 @@ def test_trainings_are_not_mixed_up(tmp_path):
     renumbered.category_ids = tuple(range(8))
     with pytest.raises(CheckpointError, match=r"classes circle \(1\), .* and 3 more, but the data has circle \(0\)"):
         again(data=renumbered)
+    shorter = tiny_data()
+    shorter.images -= 1
+    with pytest.raises(CheckpointError, match=r"trained on \d+ images, but the data has \d+: their order"):
+        again(data=shorter)
     renamed = tiny_data()
     renamed.classes = ("cat", "dog")
     with pytest.raises(ValueError, match=r"the model knows \('circle', .*the data set has \('cat', 'dog'\)"):

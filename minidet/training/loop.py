@@ -81,6 +81,14 @@ def train(
         if out is not None:
             write_checkpoint(out / name, capture(model, optimizer, config, state, dataset))
 
+    def judged() -> Evaluation:
+        nonlocal state
+        result = evaluator(model, validate)
+        if result["AP"] > state.best_ap:
+            state = replace(state, best_ap=result["AP"], best_position=state.position)
+            save(BEST)
+        return result
+
     loader = Loader(
         dataset, model.config.preprocess, batch_size=config.batch_size, seed=config.seed, images=config.images,
         start=state.position, augment=config.augment, workers=config.workers,
@@ -96,12 +104,9 @@ def train(
             validate_now = validating and _due(config.validations, config.images, before, state)
             if validate_now and not interrupt.requested:
                 save(LAST)  # a validation takes its time: nothing that happens in it shall cost the steps before
-                evaluation = evaluator(model, validate)
+                evaluation = judged()
                 record = replace(record, AP=evaluation["AP"], AP50=evaluation["AP50"])
                 monitor.say(f"{state.position:,} images: AP {record.AP:.3f}, AP50 {record.AP50:.3f}")
-                if record.AP > state.best_ap:
-                    state = replace(state, best_ap=record.AP, best_position=state.position)
-                    save(BEST)
             monitor.record(record)
             stop = interrupt.requested  # asked once: it may change between two lines
             if stop or validate_now or _due(config.checkpoints, config.images, before, state):
@@ -112,7 +117,8 @@ def train(
         save(LAST)
         history = monitor.history
     if validating and evaluation is None:  # resumed after the last step
-        evaluation = evaluator(model, validate)
+        evaluation = judged()
+        save(LAST)
     if out is not None:
         write_report(out, history, evaluation, state)
         draw_samples(model, dataset if validate is None else validate, config.samples, out / "samples.png")

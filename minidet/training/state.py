@@ -3,7 +3,7 @@
     weights, running statistics       model.state_dict()
     velocities, moments, step counts  optimizer.state_dict()
     learning rate                     a function of the position      (optim/schedule.py)
-    order, augmentation               functions of seed and position  (data/loader.py)
+    order, augmentation               functions of seed, position and the number of images  (data/loader.py)
     positives' moving average         TrainingState.moving            (detection/criterion.py)
 
 Because randomness is a function of the position, no generator has to be saved, and a resumed training is
@@ -49,7 +49,7 @@ def capture(
         category_ids=tuple(dataset.category_ids),
         weights=model.state_dict(),
         optimizer=optimizer.state_dict(),
-        training={"config": to_json(config), "state": to_json(state)},
+        training={"config": to_json(config), "state": to_json(state), "dataset_length": len(dataset)},
     )
 
 
@@ -68,6 +68,12 @@ def restore(
         raise CheckpointError(
             f"the checkpoint was trained on the classes {_listed(checkpoint.classes, checkpoint.category_ids)}, "
             f"but the data has {_listed(dataset.classes, dataset.category_ids)}"
+        )
+    length = checkpoint.training.get("dataset_length")  # unknown of trainings begun before it was recorded
+    if length is not None and length != len(dataset):
+        raise CheckpointError(
+            f"the checkpoint was trained on {length:,} images, but the data has {len(dataset):,}: their order, "
+            "and so what comes next, would be another.  To train on from these weights use --init"
         )
     changed = [f"model.{line}" for line in differences(checkpoint.model, to_json(model.config))]
     changed += [
