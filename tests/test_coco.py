@@ -179,6 +179,21 @@ def test_annotations_of_a_picture_of_another_size(tmp_path):
         dataset[1]
 
 
+def test_a_line_among_thousands_of_boxes_is_evaluated_but_not_learned(tmp_path):
+    """COCO's own train2017 has two boxes of height 0; many such boxes are a mistake, and so is a negative side."""
+    many = content()
+    box = {"image_id": 9, "category_id": 3, "bbox": [5, 5, 6, 6]}
+    many["annotations"] += [{**box, "id": n} for n in range(100, 10_100)]
+    many["annotations"][1]["bbox"] = [30.5, 20, 9.5, 0]
+    dataset = coco(write(tmp_path, many))
+    assert len(dataset[1].boxes) == 10_000
+    assert len(dataset.ground_truth()["annotations"]) == 10_004
+    assert "1 boxes without area left out of training" in dataset.summary()
+    many["annotations"][1]["bbox"] = [30.5, 20, 9.5, -1]
+    with pytest.raises(DataError, match=r"annotation id 71 .*has no area"):
+        coco(write(tmp_path, many))
+
+
 # --- refusing --------------------------------------------------------------------------------------------
 
 BAD = {

@@ -33,7 +33,7 @@ class CocoDataset:
 
     def __getitem__(self, index: int) -> Sample:
         entry, rows = self.annotations.images[index], np.array(self.annotations.rows[index], np.int64)
-        rows = rows[~self.annotations.crowd[rows]]
+        rows = rows[self.annotations.learnable[rows]]
         boxes, labels = self.annotations.boxes[rows], self.annotations.labels[rows]
         return Sample(self._open(entry), boxes, labels, entry["id"], entry["file_name"])
 
@@ -49,12 +49,14 @@ class CocoDataset:
     def summary(self) -> str:
         """What was found, in a few lines."""
         found = self.annotations
-        counts = np.bincount(found.labels[~found.crowd], minlength=len(self.classes))
+        counts = np.bincount(found.labels[found.learnable], minlength=len(self.classes))
         lines = [
             f"{self.path}: {len(self)} images ({sum(not rows for rows in found.rows)} without objects), "
             f"{counts.sum()} boxes of {len(self.classes)} classes, {found.crowd.sum()} crowds left out of "
             f"training, {found.clipped} boxes clipped to their image"
         ]
+        if empty := np.count_nonzero(~found.learnable & ~found.crowd):
+            lines.append(f"{empty} boxes without area left out of training")
         unused = [name for name, count in zip(self.classes, counts, strict=True) if count == 0]
         if unused:
             lines.append(f"without a box: {', '.join(unused)}")
