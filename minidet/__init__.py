@@ -14,6 +14,8 @@ from minidet.autograd import Tensor, checkpoint, no_grad
 from minidet.data import coco, shapes
 from minidet.detect import Found, detect
 from minidet.evaluation import Evaluation, evaluate
+from minidet.graph import graph_dot, graph_text
+from minidet.inspection.layers import layer_table
 from minidet.models import RetinaNet, RetinaNetConfig, presets
 from minidet.training import TrainConfig, load_model, train
 
@@ -28,6 +30,9 @@ __all__ = [
     "coco",
     "detect",
     "evaluate",
+    "graph_dot",
+    "graph_text",
+    "layer_table",
     "load_model",
     "no_grad",
     "presets",
