@@ -16,7 +16,7 @@ from minidet.autograd import Tensor, record
 from minidet.data import Loader, shapes
 from minidet.detect import detect
 from minidet.detection import AnchorConfig, octaves
-from minidet.models import HeadConfig, PyramidConfig, ResNetConfig, RetinaNet, presets
+from minidet.models import HeadConfig, PyramidConfig, ResNet, ResNetConfig, RetinaNet, presets
 from minidet.nn import Norm
 from minidet.ops import relu, sum
 from minidet.optim import SGD
@@ -361,6 +361,21 @@ def test_a_checkpoint_is_all_a_model_needs(tmp_path):
         load_model(tmp_path / "last.safetensors")
     write_checkpoint(tmp_path / "last.safetensors", replace(whole, model={"clases": []}))
     with pytest.raises(CheckpointError, match="unknown setting 'clases'; did you mean 'classes'"):
+        load_model(tmp_path)
+
+
+def test_a_backbone_of_ones_own_is_passed_in_again(tmp_path):
+    data, config = tiny_data(), tiny_model().config
+
+    def backbone():
+        return ResNet(replace(config.backbone, widths=(4, 8)), rng=np.random.default_rng(0))
+
+    model = RetinaNet(config, backbone=backbone())
+    train(model, data, images=2, out=tmp_path, config=QUICK, quiet=True)
+    loaded = load_model(tmp_path, backbone=backbone())
+    for name, array in model.state_dict().items():
+        np.testing.assert_array_equal(loaded.state_dict()[name], array)
+    with pytest.raises(CheckpointError, match="the state dict does not fit"):
         load_model(tmp_path)
 
 
