@@ -324,6 +324,7 @@ BAD_CALLS = {
         r"max_pool2d: size 2 with padding 2 does not suit a map of \(4, 4\)",
     ),
     "pool-no-window": (lambda: ops.max_pool2d(zeros(1, 2, 4, 1), 3), "max_pool2d: size 3 with padding 0"),
+    "pool-too-large": (lambda: ops.max_pool2d(zeros(1, 17, 17, 1), 17), "max_pool2d: size 17: a byte numbers"),
     "batch-norm-one-value": (
         lambda: ops.batch_norm_training(zeros(1, 1, 1, 2), zeros(2), zeros(2), eps=1e-5),
         r"batch_norm: needs more than one value per channel in training, got shape \(1, 1, 1, 2\)",

@@ -19,12 +19,14 @@ def max_pool2d(x: Tensor, size: int, *, stride: int | None = None, padding: int 
     Ties: the first maximum in row-major order of the window is the one that gets the gradient.
     Backward: dL/dx adds dL/dy at every window's maximum, and is 0 elsewhere.
     Raises:
-        ValueError: if a window could lie in the padding alone, or none fits.
+        ValueError: if a window could lie in the padding alone, or none fits, or is larger than 16 x 16.
     """
     stride = size if stride is None else stride
     _, H, W, _ = x.shape
     if not 0 <= padding <= size // 2 or min(H, W) + 2 * padding < size:
         raise ValueError(f"max_pool2d: size {size} with padding {padding} does not suit a map of {(H, W)}")
+    if size > 16:
+        raise ValueError(f"max_pool2d: size {size}: a byte numbers the pixels of windows up to 16 x 16")
     y, winners = max_pool(x.data, size, stride, padding)
 
     def backward(gy):
