@@ -7,7 +7,7 @@
     positives' moving average         TrainingState.moving            (detection/criterion.py)
 
 Because randomness is a function of the position, no generator has to be saved, and a resumed training is
-bitwise the one that was never stopped.
+bitwise the one that was never stopped, given as many threads: large sums are split among them.
 """
 
 from __future__ import annotations
