@@ -178,7 +178,9 @@ def _train(options: argparse.Namespace) -> None:
     config, recipe = _settings(options, out, data.classes)
     config, recipe = _with(options.set, config, replace(recipe, **_flags(options, len(data))))
     model = RetinaNet(config, seed=recipe.seed)
-    if options.init and not options.resume:
+    if options.init and options.resume:
+        raise ValueError("--init gives first weights, --resume continues from a run's last ones: choose one")
+    if options.init:
         init = find_checkpoint(options.init) if options.init.is_dir() else options.init
         print(load_initial(model, init).table())
     training = train(model, data, validate=validate, out=out, config=recipe, resume=options.resume, quiet=options.quiet)

@@ -78,9 +78,9 @@ class Preprocess:
     """
 
     min_size: int = 800
-    """Pixels the shorter side becomes; 0 leaves every image its size."""
+    """Pixels the shorter side becomes; 0 leaves every image its size, as far as max_size allows."""
     max_size: int = 1333
-    """Limit for the longer side, in pixels; it wins over min_size."""
+    """Limit for the longer side, in pixels; it wins over min_size.  0, with min_size 0: no limit."""
     method: str = "float"
     """"float": bilinear on numbers, without antialiasing; "pil": on bytes, with antialiasing."""
     mean: tuple[float, float, float] = IMAGENET_MEAN
@@ -109,14 +109,15 @@ class Preprocess:
 
         Rule: "float" rounds down, even 799.9999 (97 x 97 becomes 799 x 799 at 800); "pil" rounds half up.
         """
-        if self.min_size == 0:
+        if self.min_size == 0 and (self.max_size == 0 or max(h, w) <= self.max_size):
             return h, w
+        short = self.min_size or min(h, w)
         if self.method == "float":
-            scale = min(self.min_size / min(h, w), self.max_size / max(h, w))
+            scale = min(short / min(h, w), self.max_size / max(h, w))
             new_h, new_w = h * scale, w * scale
         else:
-            scale = self.min_size / min(h, w)
-            new_h, new_w = (self.min_size, scale * w) if h < w else (scale * h, self.min_size)
+            scale = short / min(h, w)
+            new_h, new_w = (short, scale * w) if h < w else (scale * h, short)
             shrink = min(1, self.max_size / max(new_h, new_w))
             new_h, new_w = new_h * shrink + 0.5, new_w * shrink + 0.5
         return max(1, int(new_h)), max(1, int(new_w))  # a line of pixels stays one

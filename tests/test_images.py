@@ -182,6 +182,17 @@ def test_only_rgb_bytes_are_prepared(image):
         Preprocess().prepare(image)
 
 
+@pytest.mark.parametrize(
+    ("method", "size"), [("float", (48, 64)), ("pil", (48, 64))], ids=["float", "pil"]
+)
+def test_sizes_kept_are_still_limited(method, size):
+    keep = Preprocess(min_size=0, max_size=64, method=method)
+    assert keep.size(40, 64) == (40, 64)
+    assert keep.size(96, 128) == size
+    assert keep.size(1, 1000) == (1, 64)
+    assert Preprocess(min_size=0, max_size=0, method=method).size(96, 128) == (96, 128)
+
+
 # --- pixels ----------------------------------------------------------------------------------------------
 
 

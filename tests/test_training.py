@@ -100,7 +100,7 @@ def test_it_learns_and_leaves_its_reports(tmp_path):
     scores = iter([0.1, 0.3, 0.2])
     seen = []
 
-    def evaluator(model, dataset):
+    def evaluator(model, dataset, batch_size):
         seen.append(dataset)
         ap = next(scores)
         return Numbers(AP=ap, AP50=2 * ap)
@@ -189,7 +189,7 @@ def test_resuming_a_finished_training_only_measures_it(tmp_path):
     config = replace(QUICK, images=4, validations=1)
     done = train(
         model, tiny_data(), validate=tiny_data(), out=tmp_path, config=config, quiet=True, resume=True,
-        evaluator=lambda model, dataset: Numbers(AP=0.5, AP50=0.6),
+        evaluator=lambda model, dataset, batch_size: Numbers(AP=0.5, AP50=0.6),
     )  # fmt: skip
     assert done.evaluation["AP"] == 0.5
     assert (done.state.position, done.state.best_ap) == (4, 0.5)
@@ -198,7 +198,7 @@ def test_resuming_a_finished_training_only_measures_it(tmp_path):
 
 
 def test_an_interrupted_validation_is_finished_and_saved(tmp_path):
-    def evaluator(model, dataset):
+    def evaluator(model, dataset, batch_size):
         assert read_checkpoint(tmp_path).training["state"]["position"] == 2  # saved before it began
         os.kill(os.getpid(), signal.SIGINT)
         return Numbers(AP=0.5, AP50=0.6)
@@ -393,7 +393,7 @@ def test_a_checkpoint_of_format_1_is_still_read():
 def test_progress_is_shown(capsys):
     train(
         tiny_model(), tiny_data(), validate=tiny_data(), images=4, config=replace(QUICK, validations=1),
-        evaluator=lambda model, dataset: Numbers(AP=0.25, AP50=0.5),
+        evaluator=lambda model, dataset, batch_size: Numbers(AP=0.25, AP50=0.5),
     )  # fmt: skip
     shown = capsys.readouterr()
     assert "4 images = 0.10 epochs of 40; 2 steps of 2" in shown.out

@@ -112,8 +112,8 @@ def detectron2(classes: Sequence[str]) -> RetinaNetConfig:
 def small(classes: Sequence[str]) -> RetinaNetConfig:
     """A RetinaNet of about a million parameters that learns from scratch on a CPU.
 
-    Group norm in the towers and the rate it allows are what makes it learn fast.  Images keep their size;
-    anchors start at twice the stride, 16 px.
+    Group norm in the towers and the rate it allows are what makes it learn fast.  Images keep their size up to
+    1,024 px; anchors start at twice the stride, 16 px.
     """
     return RetinaNetConfig(
         classes=tuple(classes),
@@ -131,7 +131,7 @@ def small(classes: Sequence[str]) -> RetinaNetConfig:
         coder=CoderConfig(),
         loss=LossConfig(box="smooth_l1", beta=1 / 9, normaliser="batch"),
         postprocess=PostprocessConfig(score_threshold=0.02, top_k=600, max_detections=100),
-        preprocess=Preprocess(min_size=0, max_size=0, method="pil", pad_multiple=32),
+        preprocess=Preprocess(min_size=0, max_size=1024, method="pil", pad_multiple=32),
     )
 
 

@@ -136,10 +136,9 @@ ALL_SYMMETRIES = Augment(hflip=0.5, vflip=0.5, transpose=True)
 SHAPES = TrainConfig(augment=ALL_SYMMETRIES)
 """For textures and symbols that know no up and down: the built-in data set, from random weights."""
 
-FINE_TUNE = TrainConfig(
-    images=5_200, batch_size=4, lr=4e-3, backbone_lr_scale=0.25, cosine=True, cooldown=0.0, augment=ALL_SYMMETRIES
-)
-"""For a pretrained backbone and a few hundred photos without an up and down, such as microscope images."""
+FINE_TUNE = TrainConfig(images=5_200, batch_size=4, lr=4e-3, backbone_lr_scale=0.25, cosine=True, cooldown=0.0)
+"""For a pretrained backbone and some hundreds of photos.  What knows no up and down, such as microscope images,
+gains from more symmetries: augment.vflip, augment.transpose."""
 
-SCRATCH = TrainConfig(images=5_200, batch_size=4, lr=8e-3, cosine=True, cooldown=0.0, augment=ALL_SYMMETRIES)
+SCRATCH = TrainConfig(images=5_200, batch_size=4, lr=8e-3, cosine=True, cooldown=0.0)
 """The same photos, from random weights with a norm that allows twice the rate."""

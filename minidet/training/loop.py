@@ -46,7 +46,7 @@ def train(
     config: TrainConfig | None = None,
     resume: bool = False,
     quiet: bool = False,
-    evaluator: Callable[[RetinaNet, Dataset], Evaluation] = evaluate,
+    evaluator: Callable[..., Evaluation] = evaluate,
 ) -> Training:
     """Train `model` on `dataset`, in place.
 
@@ -83,7 +83,8 @@ def train(
 
     def judged() -> Evaluation:
         nonlocal state
-        result = evaluator(model, validate)
+        # As many images at once as a step takes: what fits in training fits here.
+        result = evaluator(model, validate, batch_size=max(1, config.batch_size // config.accumulate))
         if result["AP"] > state.best_ap:
             state = replace(state, best_ap=result["AP"], best_position=state.position)
             save(BEST)
