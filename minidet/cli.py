@@ -244,7 +244,7 @@ def _detect(options: argparse.Namespace) -> None:
     for name, path in names.items():
         found = detect(model, path)
         found.draw(threshold=options.threshold).save(options.out / f"{name}.png")
-        (options.out / f"{name}.json").write_text(json.dumps(found.to_json(), indent=1))
+        (options.out / f"{name}.json").write_text(found.json_text())
         shown = int((found.scores > options.threshold).sum())
         print(f"{path}: {shown} drawn (score > {options.threshold:g}), {len(found)} in {name}.json")
 

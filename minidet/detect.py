@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +66,13 @@ class Found:
                 for box, label, score in rows
             ],
         }
+
+
+    def json_text(self) -> str:
+        """`to_json` as text, a line for each detection."""
+        head = self.to_json()
+        lines = ",\n".join(f"  {json.dumps(detection)}" for detection in head.pop("detections"))
+        return f'{json.dumps(head)[:-1]}, "detections": [\n{lines}\n]}}\n'
 
 
 Picture = str | Path | np.ndarray

@@ -90,9 +90,9 @@ def save_image(image: np.ndarray, path: str | Path) -> Path:
 
 
 def contact_sheet(
-    images: Sequence[np.ndarray], titles: Sequence[str], path: str | Path, *, columns: int = 4
+    images: Sequence[np.ndarray], titles: Sequence[str], path: str | Path, *, columns: int = 4, caption: str = ""
 ) -> Path:
-    """Write images in rows, a title above each; a title too long for its column ends in "...".
+    """Write images in rows, a title above each, a caption below all; what is too long ends in "...".
 
     Shapes:
         images: list of (H, W, 3) uint8; sizes may differ, columns are as wide as the widest
@@ -107,8 +107,11 @@ def contact_sheet(
     columns = min(columns, len(images))
     rows = [images[n : n + columns] for n in range(0, len(images), columns)]
     heights = [head + gap + max(image.shape[0] for image in row) for row in rows]
-    sheet = Image.new("RGB", (columns * (width + gap) + gap, sum(heights) + gap), "white")
+    foot = gap + (head if caption else 0)
+    sheet = Image.new("RGB", (columns * (width + gap) + gap, sum(heights) + foot), "white")
     draw = ImageDraw.Draw(sheet)
+    shown = _shortened(caption, font, sheet.width - 2 * gap)
+    draw.text((gap, sheet.height - foot / 2), shown, fill=INK, font=font, anchor="lm")
     for n, (image, title) in enumerate(zip(images, titles, strict=True)):
         x, y = gap + n % columns * (width + gap), gap + sum(heights[: n // columns])
         draw.text((x, y + head * 0.4), _shortened(title, font, width), fill=INK, font=font, anchor="lm")

@@ -210,7 +210,7 @@ BAD: dict[str, tuple[Callable[[Place], list | Callable], str]] = {
     "data that are not there": (lambda p: p.train(data=p.path / "none"), "none: no such file or folder"),
     "a folder that holds no data": (lambda p: p.train(data=p.path), "no annotations/instances_train.json; is it"),
     "a file as the run's folder": (lambda p: p.train("--out", p.file("x")), "--out .*x: this is a file"),
-    "a folder that holds a run": (lambda p: p.train("--out", p.run), "already holds a training: resume it, or"),
+    "a folder that holds a run": (lambda p: p.train("--out", p.run), r"holds a training: resume it \(--resume\), or"),
     "nothing to resume": (lambda p: p.train("--resume"), "out/last.safetensors: no such checkpoint"),
     "another length when resuming": (
         lambda p: p.train("--resume", "--out", p.run, "--images", 7), "these settings changed: images: 2 -> 7"

@@ -155,7 +155,7 @@ def test_starting_from_a_run(minidet, run, tmp_path):
 def test_a_run_is_never_overwritten(minidet, run, folder):
     before = (run / "last.safetensors").read_bytes()
     printed = minidet("train", "--data", folder, "--out", run, "--images", 2, *tiny.NETWORK, status=2)
-    assert "already holds a training: resume it, or choose another folder" in printed.err
+    assert "already holds a training: resume it (--resume), or choose another folder" in printed.err
     assert (run / "last.safetensors").read_bytes() == before
 
 
@@ -303,7 +303,9 @@ def test_boxes_are_in_the_pictures_own_pixels(minidet, resizing, tmp_path, rng):
         logits.data, deltas.data, model.anchors(64, 96), model.level_counts(64, 96), [(64, 96)],
         model.config.postprocess, model.config.coder,
     )  # fmt: skip
-    result = json.loads((out / "wide.json").read_text())
+    text = (out / "wide.json").read_text()
+    result = json.loads(text)
+    assert text.count("\n") == 100 + 2  # a line for each
     assert (result["width"], result["height"]) == (300, 200)
     assert result["image"] == str(tmp_path / "wide.jpg")
     boxes = np.array([found["box"] for found in result["detections"]])

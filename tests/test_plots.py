@@ -128,6 +128,9 @@ def test_contact_sheet_shows_every_image(tmp_path):
     for k, image in enumerate(images):
         assert np.all(sheet == 40 * k, axis=-1).sum() >= image.shape[0] * image.shape[1], k
     assert 3 * 200 < sheet.shape[1] < 3 * 230
+    captioned = read(plots.contact_sheet(images, titles, tmp_path / "sheet.png", columns=3, caption="five shades"))
+    assert captioned.shape[1] == sheet.shape[1] and captioned.shape[0] > sheet.shape[0]
+    assert captioned[sheet.shape[0] - 5 :].min() < 128
 
 
 @pytest.mark.parametrize(("images", "titles"), [([], []), ([GREY], []), ([GREY], ["a", "b"])])

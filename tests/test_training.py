@@ -320,7 +320,7 @@ def test_trainings_are_not_mixed_up(tmp_path):
     with pytest.raises(CheckpointError, match=r"last\.safetensors: no such checkpoint"):
         again()
     again(resume=False)
-    with pytest.raises(ValueError, match="already holds a training: resume it, or choose another folder"):
+    with pytest.raises(ValueError, match=r"already holds a training: resume it \(--resume\), or choose another folder"):
         again(resume=False)
     with pytest.raises(ValueError, match="to resume, say where: out=FOLDER"):
         again(out=None)

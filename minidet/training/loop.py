@@ -73,7 +73,7 @@ def train(
             raise ValueError("train: to resume, say where: out=FOLDER")
         state = _resumed(out / LAST, model, optimizer, config, dataset)
     elif out is not None and (out / LAST).exists():
-        raise ValueError(f"train: {out} already holds a training: resume it, or choose another folder")
+        raise ValueError(f"train: {out} already holds a training: resume it (--resume), or choose another folder")
     validating = validate is not None and config.validations > 0
     evaluation = None
 

@@ -48,4 +48,5 @@ def draw_samples(model: RetinaNet, dataset: Dataset, images: int, path: Path) ->
             )
         )  # fmt: skip
     if pictures:
-        contact_sheet(pictures, [sample.name for sample in samples], path, columns=3)
+        caption = f"Solid: found, with scores from {SHOWN:g}.  Dashed: what is there."
+        contact_sheet(pictures, [sample.name for sample in samples], path, columns=3, caption=caption)
