@@ -257,6 +257,22 @@ def test_control_c_where_there_is_nothing_to_save(minidet, run, folder, monkeypa
     assert minidet("eval", run, "--data", folder, status=130).err == "minidet: interrupted\n"
 
 
+def test_a_training_that_explodes_says_where(minidet, folder, tmp_path):
+    flags = ["--images", 40, "--batch-size", 2, "--set", "lr=1e25", "--set", "clip=1e9", "--set", "validations=0"]
+    printed = minidet("train", "--data", folder, "--out", tmp_path, "--quiet", *tiny.NETWORK, *flags, status=2)
+    assert re.search(r"minidet: step \d+: the loss is (nan|inf).*\nThe first value that is not finite: ", printed.err)
+    assert "a lower learning rate" in printed.err
+
+
+def test_a_network_that_does_not_fit_into_memory(minidet, folder, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise MemoryError("Unable to allocate 60 GiB")
+
+    monkeypatch.setattr(cli, "train", full)
+    printed = minidet("train", "--data", folder, "--out", tmp_path, *tiny.NETWORK, status=2)
+    assert printed.err == "minidet: out of memory: Unable to allocate 60 GiB; try a smaller --batch-size\n"
+
+
 # --- evaluating ------------------------------------------------------------------------------------------
 
 
