@@ -28,7 +28,7 @@ from minidet.training import (
     read_checkpoint,
     train,
 )
-from minidet.training.checkpoint import BEST, LAST, find_checkpoint
+from minidet.training.checkpoint import BEST, LAST, find_checkpoint, is_checkpoint
 from minidet.training.settings import assign, from_json, to_json
 from minidet.weights import load_initial
 
@@ -38,7 +38,7 @@ RESULTS = ("metrics.json", "metrics.csv", "curves.png", "samples.png", BEST, LAS
 
 EXAMPLES = """\
 examples:
-  minidet train --data shapes --out runs/shapes          learn on the built-in images, in about three minutes
+  minidet train --data shapes --out runs/shapes          learn on 28,800 of the built-in images
   minidet train --data BCCD --epochs 16 --out runs/bccd  a folder with annotations/instances_{train,val}.json
   minidet train --data BCCD --out runs/bccd --resume     go on after Ctrl-C, exactly
   minidet eval runs/bccd --data BCCD --split test        COCO's twelve numbers and AP per class
@@ -197,7 +197,7 @@ def _settings(options: argparse.Namespace, out: Path, classes: tuple[str, ...]) 
         saved = read_checkpoint(out / LAST)
         config = from_json(RetinaNetConfig, saved.model, "model")
         recipe = from_json(TrainConfig, saved.training.get("config", {}), "training")
-    elif init and (init.is_dir() or init.name in (BEST, LAST)):
+    elif init and is_checkpoint(init):
         config = replace(from_json(RetinaNetConfig, read_checkpoint(init).model, "model"), classes=classes)
     else:
         config = PRESETS["resnet18" if init else "small"](classes)

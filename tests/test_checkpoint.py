@@ -15,6 +15,7 @@ from minidet.training.checkpoint import (
     Checkpoint,
     CheckpointError,
     find_checkpoint,
+    is_checkpoint,
     read_checkpoint,
     write_checkpoint,
 )
@@ -49,6 +50,14 @@ def test_round_trip_is_exact(saved, tmp_path):
             assert got.dtype == array.dtype and got.shape == array.shape
             np.testing.assert_array_equal(got, array)
     assert os.listdir(tmp_path / "new") == [LAST]
+
+
+def test_a_checkpoint_is_known_by_what_it_says(saved, tmp_path):
+    write_checkpoint(tmp_path / "renamed.safetensors", saved)
+    save_file({"weight": np.zeros(2)}, tmp_path / "other.safetensors")
+    (tmp_path / "broken.safetensors").write_bytes(b"no")
+    names = ("renamed.safetensors", "other.safetensors", "broken.safetensors", "absent.safetensors", "x.npz", "")
+    assert [is_checkpoint(tmp_path / name) for name in names] == [True, False, False, False, False, True]
 
 
 def test_a_folder_stands_for_its_best_or_else_its_last(saved, tmp_path):

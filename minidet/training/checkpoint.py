@@ -128,6 +128,18 @@ def find_checkpoint(path: str | Path) -> Path:
     return path
 
 
+def is_checkpoint(path: str | Path) -> bool:
+    """Whether `path` is a folder, which may hold a run, or a file that says it is a checkpoint of ours."""
+    path = Path(path)
+    if path.is_dir() or path.suffix != ".safetensors" or not path.is_file():
+        return path.is_dir()
+    try:
+        with safe_open(path, framework="np") as file:
+            return (file.metadata() or {}).get("format") == FORMAT
+    except SafetensorError:  # damaged: whoever reads it will say how
+        return False
+
+
 def _check_length(path: Path) -> None:
     """Before any parsing: is this the container at all, and is all of it there?
 
