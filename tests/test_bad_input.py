@@ -215,6 +215,9 @@ BAD: dict[str, tuple[Callable[[Place], list | Callable], str]] = {
     "another length when resuming": (
         lambda p: p.train("--resume", "--out", p.run, "--images", 7), "these settings changed: images: 2 -> 7"
     ),
+    "first weights when resuming": (
+        lambda p: p.train("--resume", "--out", p.run, "--init", p.run), "--init gives first weights, --resume continues"
+    ),
     "weights only, to resume": (
         lambda p: p.without_training(), "last.safetensors: this checkpoint holds weights only: start from it"
     ),
