@@ -59,7 +59,7 @@ if not numba.config.CACHE_DIR:
 def thread_pool_advice() -> str | None:
     """What to install if Numba has no thread pool but its slow one, "workqueue"; None if all is well.
 
-    Its fork and join take some 100 microseconds where OpenMP and TBB take 2; a training step has hundreds.
+    A training step forks and joins hundreds of times, which it does far more slowly than OpenMP and TBB.
     """
     for pool in ("omppool", "tbbpool"):
         try:

@@ -2,8 +2,7 @@
 
 Compiled code depends on the machine: vector instructions, compilers, thread pools.  So the first time that a
 fast version runs on a CPU, its definition runs too, on copies of the same arguments, and the two must agree.
-The result is remembered beside the compiled code, whose folder changes with the kernels' sources.  For the
-kernels of the small model's training all of this takes about a second.
+The result is remembered beside the compiled code, whose folder changes with the kernels' sources.
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ def _flat_views(p, g, m, v, *_) -> bool:
 
 @adamw_step.faster_on("numpy", when=_flat_views)
 def _adamw_step_numpy(p, g, m, v, keep, beta1, beta2, eps, rate):
-    # One pass over memory instead of a dozen: 1.1 M parameters take 3 ms instead of 14 ms.
+    # One pass over memory instead of a dozen.
     constants = np.array((keep, 1 - beta1, beta2, 1 - beta2, eps, rate), dtype=p.dtype)
     _fused(p.reshape(-1), g.reshape(-1), m.reshape(-1), v.reshape(-1), constants)
 

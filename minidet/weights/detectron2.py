@@ -6,9 +6,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from minidet.weights.layout import TO_OHWI, translate
-
-STAGES, BLOCKS, LEVELS, DEPTH = 4, 64, 8, 16  # at least as many as any network has
+from minidet.weights.layout import BLOCKS, DEPTH, LEVELS, STAGES, TO_OHWI, translate
 
 DERIVED = ("pixel_mean", "pixel_std", "anchor_generator.")
 """What older files also hold, and our configuration says."""

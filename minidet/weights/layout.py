@@ -8,6 +8,7 @@ import numpy as np
 
 TO_OHWI = (0, 2, 3, 1)
 TO_OIHW = (0, 3, 1, 2)
+STAGES, BLOCKS, LEVELS, DEPTH = 4, 64, 8, 16  # at least as many as any network has
 
 
 def translate(

@@ -6,9 +6,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from minidet.weights.layout import TO_OHWI, TO_OIHW, translate
-
-STAGES, BLOCKS, LEVELS, DEPTH = 4, 64, 8, 16  # at least as many as any network has
+from minidet.weights.layout import BLOCKS, DEPTH, LEVELS, STAGES, TO_OHWI, TO_OIHW, translate
 
 
 def from_torchvision(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
