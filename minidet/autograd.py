@@ -140,7 +140,7 @@ class Tensor:
             raise ValueError(f"backward(): the gradient has shape {grad.shape}, the tensor {self.shape}")
         observer = _observer.get()
         pending = {id(self): grad}
-        tape = _inputs_first(self)
+        tape = inputs_first(self)
         while tape:
             tensor = tape.pop()
             grad = pending.pop(id(tensor))  # complete: all that use this tensor came before
@@ -220,8 +220,11 @@ def checkpoint(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     return Tensor(y.data, requires_grad=True, node=Node("checkpoint", inputs, backward))
 
 
-def _inputs_first(root: Tensor) -> list[Tensor]:
-    """Every tensor that feeds `root`, each before all tensors that use it."""
+def inputs_first(root: Tensor, *, constants: bool = False) -> list[Tensor]:
+    """Every tensor that feeds `root`, as far as it was recorded, each before all tensors that use it.
+
+    What needs no gradient is left out, unless `constants` are asked for too.
+    """
     order, seen, stack = [], set(), [(root, False)]
     while stack:  # a loop, not recursion: a ResNet is deeper than Python's stack
         tensor, expanded = stack.pop()
@@ -230,6 +233,6 @@ def _inputs_first(root: Tensor) -> list[Tensor]:
         elif id(tensor) not in seen:
             seen.add(id(tensor))
             stack.append((tensor, True))
-            if tensor.node is not None:
-                stack.extend((x, False) for x in tensor.node.inputs if x.requires_grad)
+            inputs = tensor.node.inputs if tensor.node else ()
+            stack.extend((x, False) for x in reversed(inputs) if constants or x.requires_grad)
     return order

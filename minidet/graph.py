@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from minidet.autograd import Node, Tensor
+from minidet.autograd import Node, Tensor, inputs_first
 
 
 def graph_text(tensor: Tensor, names: Mapping[str, Tensor] | None = None) -> str:
@@ -18,7 +18,7 @@ def graph_text(tensor: Tensor, names: Mapping[str, Tensor] | None = None) -> str
     Each has one number, however many ops use it.  `names`, such as `dict(model.named_parameters())`, says what
     leaves are called.
     """
-    order = _inputs_first(tensor)
+    order = inputs_first(tensor, constants=True)
     number = {id(x): str(i) for i, x in enumerate(order, 1)}
     rows = [(number[id(x)], _title(x, names or {}), str(x.shape), _origin(x, number)) for x in order]
     wide = [max(len(row[column]) for row in rows) for column in range(3)]
@@ -28,7 +28,7 @@ def graph_text(tensor: Tensor, names: Mapping[str, Tensor] | None = None) -> str
 
 def graph_dot(tensor: Tensor, names: Mapping[str, Tensor] | None = None) -> str:
     """The same graph in the language of Graphviz: `dot -Tsvg` draws it.  Ops are boxes, leaves ellipses."""
-    order = _inputs_first(tensor)
+    order = inputs_first(tensor, constants=True)
     number = {id(x): i for i, x in enumerate(order, 1)}
     lines = []
     for x in order:
@@ -37,20 +37,6 @@ def graph_dot(tensor: Tensor, names: Mapping[str, Tensor] | None = None) -> str:
         lines.append(f'  {number[id(x)]} [label="{label}", shape={"ellipse" if x.node is None else "box"}]')
         lines += [f"  {number[id(source)]} -> {number[id(x)]}" for source in (x.node.inputs if x.node else ())]
     return "\n".join(["digraph {", *lines, "}"])
-
-
-def _inputs_first(root: Tensor) -> list[Tensor]:
-    """Everything `root` was made of, constants included, as far as it was recorded."""
-    order, seen, stack = [], set(), [(root, False)]
-    while stack:
-        tensor, expanded = stack.pop()
-        if expanded:
-            order.append(tensor)
-        elif id(tensor) not in seen:
-            seen.add(id(tensor))
-            stack.append((tensor, True))
-            stack += [(x, False) for x in reversed(tensor.node.inputs if tensor.node else ())]
-    return order
 
 
 def _title(tensor: Tensor, names: Mapping[str, Tensor]) -> str:
