@@ -17,12 +17,15 @@ from PIL import Image
 
 from minidet import cli
 from minidet.autograd import Tensor
+from minidet.cli import command
+from minidet.cli.train import _with
 from minidet.data import coco, shapes
 from minidet.detect import detect
 from minidet.detection import postprocess
 from minidet.evaluation.report import NUMBERS
 from minidet.images import open_image
-from minidet.training import load_model, read_checkpoint
+from minidet.models import presets
+from minidet.training import SCRATCH, load_model, read_checkpoint
 from minidet.training.monitor import read_metrics
 
 STEPS_30 = ["--images", "60", "--batch-size", "2", "--set", "validations=0", "--set", "samples=0", "--quiet"]
@@ -81,7 +84,7 @@ def assert_metrics(path, images):
 def test_the_built_in_images(minidet, tmp_path, monkeypatch):
     """README's command with the preset as it is, on a hundredth of the images."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "SHAPES_VAL", 4)
+    monkeypatch.setattr("minidet.cli.options.SHAPES_VAL", 4)
     printed = minidet("train", "--data", "shapes", "--images", 32, "--set", "validations=1")
     assert "32 images = 0.00 epochs of 28,800; 2 steps of 16" in printed.out
     assert "AP   IoU .50:.95" in printed.out and all(name in printed.out for name in shapes().classes)
@@ -253,7 +256,7 @@ def test_control_c_where_there_is_nothing_to_save(minidet, run, folder, monkeypa
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "evaluate", interrupted)
+    monkeypatch.setattr("minidet.cli.eval.evaluate", interrupted)
     assert minidet("eval", run, "--data", folder, status=130).err == "minidet: interrupted\n"
 
 
@@ -268,7 +271,7 @@ def test_a_network_that_does_not_fit_into_memory(minidet, folder, tmp_path, monk
     def full(*_, **__):
         raise MemoryError("Unable to allocate 60 GiB")
 
-    monkeypatch.setattr(cli, "train", full)
+    monkeypatch.setattr("minidet.cli.train.train", full)
     printed = minidet("train", "--data", folder, "--out", tmp_path, *tiny.NETWORK, status=2)
     assert printed.err == "minidet: out of memory: Unable to allocate 60 GiB; try a smaller --batch-size\n"
 
@@ -362,20 +365,20 @@ def test_help_shows_examples(capsys, command):
 
 
 def test_the_examples_of_the_help_are_understood():
-    examples = "".join([cli.EXAMPLES, cli.TRAIN_EXAMPLES, cli.EVAL_EXAMPLES, cli.DETECT_EXAMPLES]).splitlines()
+    examples = "".join(part.EXAMPLES for part in (command, *command.SUBCOMMANDS)).splitlines()
     commands = [re.split(r"\s{2,}", line.strip())[0].split()[1:] for line in examples if line.startswith("  minidet ")]
     assert len(commands) >= 12
-    for command in commands:
-        assert cli._parser().parse_args(command).run
+    for words in commands:
+        assert command._parser().parse_args(words).run
     settings = [word for line in examples for word in line.split() if "=" in word and line.startswith("  --set")]
     assert len(settings) == 5
-    config, recipe = cli._with(settings, cli.PRESETS["small"](("a",)), cli.SCRATCH)
+    config, recipe = _with(settings, presets.small(("a",)), SCRATCH)
     assert (recipe.lr, config.head.depth, config.preprocess.max_size) == (0.002, 4, 640)
 
 
 def test_a_mistake_ends_in_one_line_and_status_2(tmp_path):
     """In a process of its own, where a traceback could not hide."""
-    command = [sys.executable, "-m", "minidet.cli", "train", "--data", str(tmp_path / "nowhere")]
+    command = [sys.executable, "-m", "minidet", "train", "--data", str(tmp_path / "nowhere")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2
     assert done.stderr == f"minidet: {tmp_path}/nowhere: no such file or folder\n"

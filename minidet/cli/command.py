@@ -1,0 +1,69 @@
+"""The command: its parser, and what an error looks like from outside."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+import sys
+from collections.abc import Sequence
+
+from minidet.cli import detect, eval, train
+from minidet.training import NonFiniteError
+
+SUBCOMMANDS = (train, eval, detect)
+
+EXAMPLES = """\
+examples:
+  minidet train --data shapes --out runs/shapes          learn on 28,800 of the built-in images
+  minidet train --data BCCD --epochs 16 --out runs/bccd  a folder with annotations/instances_{train,val}.json
+  minidet train --data BCCD --out runs/bccd --resume     go on after Ctrl-C, exactly
+  minidet eval runs/bccd --data BCCD --split test        COCO's twelve numbers and AP per class
+  minidet detect runs/bccd photo.jpg --out found         found/photo.png and found/photo.json
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Takes every option by its whole name only, and says which was probably meant."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def error(self, message: str):
+        known = [option for action in self._actions for option in action.option_strings]
+        wrong = [word.partition("=")[0] for word in message.partition("unrecognized arguments: ")[2].split()]
+        if choice := re.search(r"invalid choice: '(.*?)'", message):
+            known, wrong = [name for action in self._actions for name in action.choices or ()], [choice[1]]
+        for word in wrong:
+            close = difflib.get_close_matches(word, known, 1)
+            if close:
+                message += f"; did you mean {close[0]}?"
+        self.exit(2, f"{self.prog}: {message}\nTry {self.prog} --help\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status: 0, 2 after a user's mistake, 130 after Ctrl-C."""
+    parser = _parser()
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:  # the subcommand's parser knows the options that could have been meant
+        options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    try:
+        options.run(options)
+    except KeyboardInterrupt as stop:
+        print(f"minidet: {str(stop) or 'interrupted'}", file=sys.stderr)
+        return 130
+    except MemoryError as error:
+        print(f"minidet: out of memory: {str(error) or 'no details'}; try a smaller --batch-size", file=sys.stderr)
+        return 2
+    except (ValueError, OSError, NonFiniteError, RuntimeError) as error:
+        print(f"minidet: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="minidet", description="RetinaNet on NumPy: train, evaluate, detect.", epilog=EXAMPLES)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
+    for subcommand in SUBCOMMANDS:
+        subcommand.add(commands)
+    return parser
