@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from minidet import plots
+from minidet.plots import curves
 
 GREY = np.full((480, 640, 3), 128, np.uint8)
 BOX = np.array([[100, 100, 300, 260]], np.float32)
@@ -155,9 +156,9 @@ def test_loss_curves_of_a_run_that_has_not_begun(tmp_path):
 
 
 def test_smoothing_keeps_a_constant_and_lessens_noise(rng):
-    np.testing.assert_allclose(plots._smoothed(np.full(57, 3.0)), 3.0)
+    np.testing.assert_allclose(curves._smoothed(np.full(57, 3.0)), 3.0)
     noise = rng.normal(size=400)
-    assert plots._smoothed(noise).std() < 0.4 * noise.std()
+    assert curves._smoothed(noise).std() < 0.4 * noise.std()
 
 
 @pytest.mark.parametrize("classes", [0, 1, 8, 40])
