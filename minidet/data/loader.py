@@ -39,9 +39,23 @@ class Batch:
     seconds: float = 0.0
     dropped: int = 0
     """Boxes left out because resizing made them narrower than a pixel."""
+    first: int = 0
+    """Where the first of these images stands in the whole batch, which several processes may share."""
+    elsewhere: int = 0
+    """Images of the whole batch that other processes have."""
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def whole(self) -> int:
+        """Images of the whole batch, those of other processes included."""
+        return len(self) + self.elsewhere
+
+
+def share(count: int, rank: int, size: int) -> range:
+    """What process `rank` of `size` takes of `count` things: neighbours, and as many as every other, or one more."""
+    return range(count * rank // size, count * (rank + 1) // size)
 
 
 class Loader:
@@ -51,7 +65,8 @@ class Loader:
     resumed run, and any number of workers, give the same batches.  No image is dropped; a batch may span
     two epochs.
 
-    With workers, that many threads prepare up to `prefetch` batches ahead.
+    With workers, that many threads prepare up to `prefetch` batches ahead.  As one of several processes, `rank` of
+    `size`, it gives its `share` of every batch, which may be no image at all.
     """
 
     def __init__(
@@ -68,6 +83,8 @@ class Loader:
         workers: int = 0,
         prefetch: int = 2,
         pad_to: tuple[int, int] | None = None,
+        rank: int = 0,
+        size: int = 1,
     ) -> None:
         images = len(dataset) if images is None else images
         if len(dataset) == 0:
@@ -81,6 +98,7 @@ class Loader:
         self.dataset, self.preprocess, self.augment = dataset, preprocess, augment
         self.batch_size, self.seed, self.images, self.start = batch_size, seed, images, start
         self.shuffle, self.workers, self.prefetch, self.pad_to = shuffle, workers, prefetch, pad_to
+        self.rank, self.size = rank, size
         self._order = lru_cache(maxsize=4)(self._permutation)
 
     def __len__(self) -> int:
@@ -122,27 +140,32 @@ class Loader:
 
     def _batch(self, position: int) -> Batch:
         """The batch of images position, position + 1, ...: a pure function, so any thread may run it."""
-        stop = min(position + self.batch_size, self.images)
+        whole = min(self.batch_size, self.images - position)
+        mine = share(whole, self.rank, self.size)
         samples, images, boxes, labels, dropped = [], [], [], [], 0
-        for place in range(position, stop):
-            sample, image, moved = self._prepare(place)
+        for place in mine:
+            sample, image, moved = self._prepare(position + place)
             wide_enough = np.all(moved[:, 2:] - moved[:, :2] >= 1, axis=1)
             samples.append(sample)
             images.append(image)
             boxes.append(moved[wide_enough])
             labels.append(sample.labels[wide_enough])
             dropped += int(np.count_nonzero(~wide_enough))
-        batch, sizes = pad_batch(images, self.preprocess.pad_multiple, self.pad_to)
+        batch, sizes = np.zeros((0, 0, 0, 3), np.float32), np.zeros((0, 2), np.int64)
+        if images:
+            batch, sizes = pad_batch(images, self.preprocess.pad_multiple, self.pad_to)
         return Batch(
             images=batch,
             sizes=sizes,
-            original_sizes=np.array([sample.image.shape[:2] for sample in samples], np.int64),
+            original_sizes=np.array([sample.image.shape[:2] for sample in samples], np.int64).reshape(-1, 2),
             boxes=boxes,
             labels=labels,
             image_ids=[sample.image_id for sample in samples],
             names=[sample.name for sample in samples],
             position=position,
             dropped=dropped,
+            first=mine.start,
+            elsewhere=whole - len(mine),
         )
 
     def _prepare(self, position: int) -> tuple[Sample, np.ndarray, np.ndarray]:
