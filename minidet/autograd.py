@@ -29,6 +29,11 @@ def no_grad():
         _recording.reset(token)
 
 
+def recording() -> bool:
+    """Whether ops are kept for a backward pass: not inside of `no_grad`."""
+    return _recording.get()
+
+
 @contextmanager
 def observe(callback: Callable[[str, Node, Array], None]):
     """Inside, `callback(phase, node, array)` sees every op's output as it is made ("forward")

@@ -18,6 +18,7 @@ from minidet.models import (
     RESNET50,
     RESNET101,
     RESNEXT101_32X8D,
+    RESNEXT101_64X4D,
     FeaturePyramid,
     HeadConfig,
     PyramidConfig,
@@ -89,8 +90,9 @@ def test_resnet_strides_are_8_16_32():
         (RESNET50, 25_557_032 - 2_049_000),
         (RESNET101, 44_549_160 - 2_049_000),
         (RESNEXT101_32X8D, 88_791_336 - 2_049_000),
+        (RESNEXT101_64X4D, 83_455_272 - 2_049_000),
     ],
-    ids=["18", "34", "50", "101", "next"],
+    ids=["18", "34", "50", "101", "next", "64x4d"],
 )
 def test_resnets_have_the_published_number_of_parameters(config, count):
     net = ResNet(replace(config, norm=Norm("batch")), rng=Zeros())
@@ -118,6 +120,23 @@ def test_frozen_stages(rng):
         2: {"stages.1"},
         3: set(),
     }
+
+
+def test_nothing_moves_in_frozen_stages(rng):
+    """The running statistics of batch norm neither."""
+    config = replace(RESNET18, stem=4, widths=(4, 4), blocks=(1, 1), norm=Norm("batch"), frozen_stages=2)
+    net = ResNet(config, rng=rng).train()
+    before = net.state_dict()
+    sum(net(images(rng, 1, 32, 32))[0]).backward()
+    moved = {name.split(".blocks")[0] for name, array in net.state_dict().items() if (array != before[name]).any()}
+    assert moved == {"stages.1"}
+    assert all((p.grad is None) == name.startswith(("stem", "stages.0")) for name, p in net.named_parameters())
+
+
+@pytest.mark.parametrize("frozen", [-1, 6, 99])
+def test_there_are_only_so_many_stages_to_freeze(frozen):
+    with pytest.raises(ValueError, match=rf"frozen_stages counts the stem and 4 stages: 0 to 5, got {frozen}"):
+        replace(RESNET50, frozen_stages=frozen)
 
 
 FROZEN = ResNetConfig(norm=Norm("frozen"))

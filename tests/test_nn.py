@@ -7,8 +7,8 @@ import pytest
 from modules import assert_module_gradients_match, randomized
 from op_cases.norms import standardized
 
-from minidet import backend
-from minidet.autograd import Tensor
+from minidet import backend, ops
+from minidet.autograd import Tensor, checkpoint
 from minidet.nn import (
     BatchNorm2d,
     Conv2d,
@@ -129,6 +129,28 @@ def test_frozen_batch_norm_is_batch_norm_with_constants(eps, rng):
     assert frozen.parameters() == [] and frozen.state_dict().keys() == state.keys()
 
 
+def test_batch_norm_under_checkpoint_moves_its_statistics_once(rng):
+    """`checkpoint` runs everything twice: under no_grad, and again for the backward pass."""
+    once, twice = BatchNorm2d(3), BatchNorm2d(3)
+    x = rng.normal(2, 3, size=(2, 4, 5, 3))
+    ops.sum(once(Tensor(x, requires_grad=True))).backward()
+    loss = ops.sum(checkpoint(twice, Tensor(x, requires_grad=True)))
+    assert (twice.running_mean == 0).all()
+    loss.backward()
+    assert (once.running_mean != 0).all()
+    for name, array in once.state_dict().items():
+        np.testing.assert_array_equal(twice.state_dict()[name], array)
+
+
+def test_a_batch_norm_that_is_frozen_stands_still(rng):
+    layer = randomized(BatchNorm2d(3), rng)
+    x = Tensor(rng.normal(2, 3, size=(1, 2, 2, 3)))
+    before, want = layer.state_dict(), layer.eval()(x).data
+    assert layer.train().freeze() is layer
+    np.testing.assert_array_equal(layer(x).data, want)
+    assert all((before[name] == array).all() for name, array in layer.state_dict().items())
+
+
 def test_frozen_batch_norm_of_float64_activations_is_computed_in_float64(rng):
     layer = FrozenBatchNorm2d(3)
     layer.running_var = rng.uniform(0.5, 2, 3).astype(np.float32)
@@ -226,6 +248,29 @@ def test_the_path_of_attributes_is_the_name():
     assert [name for name, _ in tree.named_modules()] == ["", "first", "many.0", "many.1", "pair.0"]
     assert list(tree.state_dict()) == NAMES
     assert tree.parameters()[2] is tree.first.weight
+
+
+def test_dicts_and_nested_lists_are_walked():
+    tree = Module()
+    tree.levels = {"p3": [Leaf(1), {"deep": Leaf(2)}], "p4": Tensor(np.zeros(3, np.float32))}
+    tree.moments = [np.zeros(4, np.float32)]
+    names = ["levels.p3.0.weight", "levels.p3.1.deep.weight", "levels.p4"]
+    assert sorted(name for name, _ in tree.named_parameters()) == names
+    state = {name: np.full_like(array, 7) for name, array in tree.state_dict().items()}
+    assert set(state) - set(names) == {"moments.0", "levels.p3.0.seen", "levels.p3.1.deep.seen"}
+    tree.load_state_dict(state)
+    assert all((array == 7).all() for array in tree.state_dict().values())
+    assert tree.moments[0].tolist() == [7] * 4 and tree.levels["p3"][1]["deep"].weight.data.tolist() == [7] * 2
+
+
+def test_what_cannot_be_walked_is_refused():
+    tree = Module()
+    tree.parts = {Leaf(1), Leaf(2)}
+    with pytest.raises(TypeError, match=r"Module: parts is a set of modules or tensors, .* use a list or a dict"):
+        tree.parameters()
+    tree.parts = [(np.zeros(2),)]
+    with pytest.raises(TypeError, match=r"Module: parts\.0\.0 is an array in a tuple, .* use a list"):
+        tree.state_dict()
 
 
 def test_a_shared_parameter_comes_once_under_its_first_name():

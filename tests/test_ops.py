@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from gradients import assert_gradients_match
@@ -103,6 +105,19 @@ def test_nothing_that_was_handed_in_is_written_to(case: Case, rng):
     np.testing.assert_array_equal(handed, cotangent)
     for x, array in zip(inputs, arrays, strict=True):
         np.testing.assert_array_equal(x.data, array)
+
+
+@pytest.mark.parametrize("op", ["add", "sub", "mul", "div", "maximum", "minimum"])
+@pytest.mark.parametrize(("a", "b"), [((2, 3), (2, 4)), ((3,), (2, 1, 2)), ((0, 2), (3, 2))])
+def test_shapes_that_do_not_broadcast_are_named_with_the_op(op, a, b):
+    text = re.escape(f"{op}: shapes {a} and {b} do not broadcast")
+    with pytest.raises(ValueError, match=f"^{text}$"):
+        getattr(ops, op)(Tensor(np.zeros(a)), Tensor(np.zeros(b)))
+
+
+def test_a_condition_must_broadcast_too():
+    with pytest.raises(ValueError, match=r"where: shapes \(2, 1\) and \(\) and \(3, 1\) do not broadcast"):
+        ops.where(np.ones((3, 1), bool), Tensor(np.zeros((2, 1))), 0.0)
 
 
 # --- operators --------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from minidet.data import Loader, shapes
 from minidet.detect import detect
 from minidet.detection import AnchorConfig, octaves
 from minidet.models import HeadConfig, PyramidConfig, ResNet, ResNetConfig, RetinaNet, presets
-from minidet.nn import Norm
+from minidet.nn import BatchNorm2d, Norm
 from minidet.ops import relu, sum
 from minidet.optim import SGD
 from minidet.training import (
@@ -287,7 +287,9 @@ def test_a_loss_that_is_no_number_names_step_images_and_layer(tmp_path):
 def test_blame_finds_the_first_bad_value():
     model = tiny_model()
     x = Tensor(np.ones(3), requires_grad=True)
-    layer = SimpleNamespace(named_parameters=lambda: iter([("block.conv.weight", x)]))
+    layer = SimpleNamespace(
+        named_parameters=lambda: iter([("block.conv.weight", x)]), state_dict=dict, load_state_dict=dict
+    )
     images = np.zeros((1, 2))
 
     def bad_gradient(x):
@@ -308,6 +310,13 @@ def test_blame_finds_the_first_bad_value():
     name, parameter = list(model.named_parameters())[3]
     parameter.data[...] = np.inf
     assert first_non_finite(model, images, lambda: None) == f"the parameter {name}"
+
+
+def test_looking_for_the_bad_value_leaves_no_trace_in_batch_norms():
+    norm = BatchNorm2d(1)
+    x = Tensor(np.ones((1, 2, 1, 1), np.float32))
+    first_non_finite(norm, x.data, lambda: norm(x * 3))
+    assert norm.running_mean.tolist() == [0] and norm.running_var.tolist() == [1]
 
 
 def test_trainings_are_not_mixed_up(tmp_path):

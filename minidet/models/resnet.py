@@ -47,15 +47,22 @@ class ResNetConfig:
     """Where a bottleneck halves the map: in its first 1x1 (the paper's authors) or its 3x3 (torchvision)."""
     norm: Norm = Norm("frozen")
     frozen_stages: int = 0
-    """Untrained parts from the input on: 1 is the stem, 2 the stem and the first stage, and so on."""
+    """Untrained parts from the input on: 1 is the stem, 2 the stem and the first stage, and so on.  Nothing in
+    them moves, the running statistics of a "batch" norm included."""
 
     def __post_init__(self) -> None:
         if len(self.widths) != len(self.blocks) or not 2 <= len(self.widths) <= 4:
             raise ValueError(
                 f"ResNetConfig: needs 2 to 4 stages, as many widths as blocks, got {self.widths} and {self.blocks}"
             )
-        if min(self.stem, *self.widths, *self.blocks, self.groups, self.group_width) < 1 or self.frozen_stages < 0:
+        if min(self.stem, *self.widths, *self.blocks, self.groups, self.group_width) < 1:
             raise ValueError(f"ResNetConfig: all numbers but frozen_stages must be at least 1, got {self}")
+        parts = 1 + len(self.widths)
+        if not 0 <= self.frozen_stages <= parts:
+            raise ValueError(
+                f"ResNetConfig.frozen_stages counts the stem and {parts - 1} stages: 0 to {parts}, got "
+                f"{self.frozen_stages}"
+            )
 
 
 RESNET18 = ResNetConfig(blocks=(2, 2, 2, 2), bottleneck=False)
@@ -63,6 +70,7 @@ RESNET34 = ResNetConfig(blocks=(3, 4, 6, 3), bottleneck=False)
 RESNET50 = ResNetConfig()
 RESNET101 = ResNetConfig(blocks=(3, 4, 23, 3))
 RESNEXT101_32X8D = ResNetConfig(blocks=(3, 4, 23, 3), groups=32, group_width=8)
+RESNEXT101_64X4D = ResNetConfig(blocks=(3, 4, 23, 3), groups=64, group_width=4)
 
 
 class BasicBlock(Module):

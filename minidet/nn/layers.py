@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minidet.autograd import Tensor
+from minidet.autograd import Tensor, recording
 from minidet.nn.initialize import Initializer, kaiming_normal_fan_out
 from minidet.nn.module import Module
 from minidet.ops import batch_norm, batch_norm_training, conv2d, conv2d_levels, group_norm, relu
@@ -72,13 +72,17 @@ class Conv2d(Module):
 class BatchNorm2d(Module):
     """Normalize channels over images and positions; running statistics when not training.
 
+    A frozen one never trains: neither its parameters nor its statistics move.  And statistics move only while
+    the tape records, so that `checkpoint`, which runs everything twice, moves them once.
+
     Source: Ioffe and Szegedy, arXiv:1502.03167.
-    Differs: there is no count of batches, which PyTorch keeps and RetinaNet never reads.
+    Differs: there is no count of batches, which PyTorch keeps and RetinaNet never reads; in PyTorch freezing
+        stops the parameters only, and statistics move under no_grad too.
     """
 
     def __init__(self, channels: int, *, eps: float = 1e-5, momentum: float = 0.1):
         self.eps, self.momentum = eps, momentum
-        self.training = True
+        self.training, self.frozen = True, False
         self.weight = Tensor(np.ones(channels, np.float32), requires_grad=True)
         self.bias = Tensor(np.zeros(channels, np.float32), requires_grad=True)
         self.running_mean = np.zeros(channels, np.float32)
@@ -89,9 +93,11 @@ class BatchNorm2d(Module):
 
         On a pyramid (N, S, C) all levels share the statistics.
         """
-        if not self.training:
+        if self.frozen or not self.training:
             return batch_norm(x, self.weight, self.bias, self.running_mean, self.running_var, eps=self.eps)
         y, mean, variance = batch_norm_training(x, self.weight, self.bias, eps=self.eps)
+        if not recording():
+            return y
         for name, new in (("running_mean", mean), ("running_var", variance)):
             old = getattr(self, name)
             setattr(self, name, old + self.momentum * (x.xp.astype(new, old.dtype) - old))

@@ -16,21 +16,17 @@ from minidet.backend import Array
 class Module:
     """Base of everything with parameters.
 
-    Nothing is registered: attributes are walked.  A Tensor is a parameter (trained unless its
-    `requires_grad` is off), a bare array is a buffer (kept in checkpoints, never trained), a Module is a
-    child, and so is every Module in a list.  The path of attributes is the name in the state dict:
+    Nothing is registered: attributes are walked, and the lists, tuples and dicts in them.  A Tensor is a
+    parameter (trained unless its `requires_grad` is off), a bare array is a buffer (kept in checkpoints, never
+    trained), a Module is a child.  The path of attributes is the name in the state dict:
     `class_subnet.tower.0.conv.weight`.
     """
 
     def named_children(self) -> Iterator[tuple[str, Module]]:
         """The modules directly inside, in the order of assignment."""
-        for name, value in vars(self).items():
+        for name, value, _, _ in _walk(vars(self)):
             if isinstance(value, Module):
                 yield name, value
-            elif isinstance(value, list | tuple):
-                for i, item in enumerate(value):
-                    if isinstance(item, Module):
-                        yield f"{name}.{i}", item
 
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
         """This module and all inside it, each before its own children."""
@@ -43,7 +39,7 @@ class Module:
         stepped twice."""
         seen = set()
         for prefix, module in self.named_modules():
-            for name, value in vars(module).items():
+            for name, value, _, _ in _walk(vars(module)):
                 if isinstance(value, Tensor) and id(value) not in seen:
                     seen.add(id(value))
                     yield f"{prefix}.{name}" if prefix else name, value
@@ -54,14 +50,15 @@ class Module:
 
     def named_buffers(self) -> Iterator[tuple[str, Array]]:
         """Every array that is kept but not trained, with its name."""
-        for module, name, path in self._buffer_places():
-            yield path, getattr(module, name)
+        for holder, key, path in self._buffer_places():
+            yield path, holder[key]
 
-    def _buffer_places(self) -> Iterator[tuple[Module, str, str]]:
+    def _buffer_places(self) -> Iterator[tuple[dict | list, str | int, str]]:
+        """What each buffer is in, at which key, and its name."""
         for prefix, module in self.named_modules():
-            for name, value in vars(module).items():
+            for name, value, holder, key in _walk(vars(module)):
                 if _is_array(value):
-                    yield module, name, f"{prefix}.{name}" if prefix else name
+                    yield holder, key, f"{prefix}.{name}" if prefix else name
 
     @property
     def xp(self):
@@ -77,14 +74,17 @@ class Module:
         for parameter in self.parameters():
             parameter.data = xp.asarray(backend.to_numpy(parameter.data))
             parameter.grad = None
-        for module, name, _ in list(self._buffer_places()):
-            setattr(module, name, xp.asarray(backend.to_numpy(getattr(module, name))))
+        for holder, key, _ in list(self._buffer_places()):
+            holder[key] = xp.asarray(backend.to_numpy(holder[key]))
         return self
 
     def freeze(self) -> Self:
-        """Stop training every parameter inside.  Returns this module."""
+        """Stop training every parameter inside, and batch norms from remembering.  Returns this module."""
         for parameter in self.parameters():
             parameter.requires_grad = False
+        for _, module in self.named_modules():
+            if hasattr(module, "frozen"):
+                module.frozen = True
         return self
 
     def train(self, mode: bool = True) -> Self:
@@ -121,7 +121,7 @@ class Module:
             ValueError: if strict, with a line for each name that is missing, unexpected or of another shape.
         """
         mine = {name: (None, parameter) for name, parameter in self.named_parameters()}
-        mine |= {path: (module, name) for module, name, path in self._buffer_places()}
+        mine |= {path: (holder, key) for holder, key, path in self._buffer_places()}
         shapes = {name: array.shape for name, array in self.state_dict().items()}
         problems = {}
         for name in sorted(shapes.keys() | state.keys()):
@@ -140,14 +140,28 @@ class Module:
                 + "\n".join(shown)
             )
         for name in shapes.keys() & state.keys() - problems.keys():
-            module, place = mine[name]
-            old = place.data if module is None else getattr(module, place)
+            holder, place = mine[name]
+            old = place.data if holder is None else holder[place]
             values = backend.namespace(old).asarray(np.array(state[name]), dtype=old.dtype)
-            if module is None:
+            if holder is None:
                 place.data = values
             else:
-                setattr(module, place, values)
+                holder[place] = values
         return list(problems)
+
+
+def _walk(holder: dict | list | tuple, path: str = "") -> Iterator[tuple[str, object, dict | list | tuple, str | int]]:
+    """(name, value, what it is in, at which key) of all Modules, Tensors and arrays, not into other Modules."""
+    for key, value in holder.items() if isinstance(holder, dict) else enumerate(holder):
+        name = f"{path}.{key}" if path else str(key)
+        if isinstance(value, dict | list | tuple):
+            yield from _walk(value, name)
+        elif isinstance(value, set | frozenset) and any(isinstance(item, Module | Tensor) for item in value):
+            raise TypeError(f"Module: {name} is a set of modules or tensors, which has no order: use a list or a dict")
+        elif _is_array(value) and isinstance(holder, tuple):
+            raise TypeError(f"Module: {name} is an array in a tuple, which cannot take new values: use a list")
+        elif isinstance(value, Module | Tensor) or _is_array(value):
+            yield name, value, holder, key
 
 
 def _is_array(value) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import zip_longest
 
 from minidet.autograd import Tensor, record
 from minidet.backend import Array
@@ -15,8 +16,10 @@ def add(a: Operand, b: Operand) -> Tensor:
 
     Shapes: any two that broadcast.
     Backward: dL/da = dL/dy and dL/db = dL/dy, summed over the axes that were broadcast.
+    Raises:
+        ValueError: if the shapes do not broadcast.
     """
-    a, b = _operands(a, b)
+    a, b = _operands("add", a, b)
     shape_a, shape_b = _needed_shapes(a, b)
 
     def backward(gy):
@@ -30,8 +33,10 @@ def sub(a: Operand, b: Operand) -> Tensor:
 
     Shapes: any two that broadcast.
     Backward: dL/da = dL/dy and dL/db = -dL/dy, summed over the axes that were broadcast.
+    Raises:
+        ValueError: if the shapes do not broadcast.
     """
-    a, b = _operands(a, b)
+    a, b = _operands("sub", a, b)
     shape_a, shape_b = _needed_shapes(a, b)
 
     def backward(gy):
@@ -45,8 +50,10 @@ def mul(a: Operand, b: Operand) -> Tensor:
 
     Shapes: any two that broadcast.
     Backward: dL/da = dL/dy * b and dL/db = dL/dy * a, summed over the axes that were broadcast.
+    Raises:
+        ValueError: if the shapes do not broadcast.
     """
-    a, b = _operands(a, b)
+    a, b = _operands("mul", a, b)
     shape_a, shape_b = _needed_shapes(a, b)
     # Keep an array only for the gradient that needs it.
     kept_a = a.data if b.requires_grad else None
@@ -66,8 +73,10 @@ def div(a: Operand, b: Operand) -> Tensor:
 
     Shapes: any two that broadcast.
     Backward: dL/da = dL/dy / b and dL/db = -dL/dy * a / b^2, summed over the axes that were broadcast.
+    Raises:
+        ValueError: if the shapes do not broadcast.
     """
-    a, b = _operands(a, b)
+    a, b = _operands("div", a, b)
     shape_a, shape_b = _needed_shapes(a, b)
     y, divisor = a.data / b.data, b.data
     quotient = y if b.requires_grad else None
@@ -135,6 +144,8 @@ def maximum(a: Operand, b: Operand) -> Tensor:
     Shapes: any two that broadcast.
     Ties: equal elements share the gradient, half each, as in PyTorch.
     Backward: dL/da = dL/dy where a > b, half of it where a = b, else 0; dL/db likewise.
+    Raises:
+        ValueError: if the shapes do not broadcast.
     """
     return _larger("maximum", a, b, 1)
 
@@ -145,12 +156,14 @@ def minimum(a: Operand, b: Operand) -> Tensor:
     Shapes: any two that broadcast.
     Ties: equal elements share the gradient, half each, as in PyTorch.
     Backward: dL/da = dL/dy where a < b, half of it where a = b, else 0; dL/db likewise.
+    Raises:
+        ValueError: if the shapes do not broadcast.
     """
     return _larger("minimum", a, b, -1)
 
 
 def _larger(op: str, a: Operand, b: Operand, sign: int) -> Tensor:
-    a, b = _operands(a, b)
+    a, b = _operands(op, a, b)
     xp = a.xp
     shape_a, shape_b = _needed_shapes(a, b)
     a_wins, tie = sign * a.data > sign * b.data, a.data == b.data
@@ -168,8 +181,10 @@ def where(condition: Array, a: Operand, b: Operand) -> Tensor:
 
     Shapes: any three that broadcast.
     Backward: dL/da = dL/dy where the condition holds, else 0; dL/db the other way round.
+    Raises:
+        ValueError: if the shapes do not broadcast.
     """
-    a, b = _operands(a, b)
+    a, b = _operands("where", a, b, condition)
     xp = a.xp
     shape_a, shape_b = _needed_shapes(a, b)
 
@@ -182,12 +197,16 @@ def where(condition: Array, a: Operand, b: Operand) -> Tensor:
     return record("where", xp.where(condition, a.data, b.data), (a, b), backward)
 
 
-def _operands(a: Operand, b: Operand) -> tuple[Tensor, Tensor]:
+def _operands(op: str, a: Operand, b: Operand, *others: Array) -> tuple[Tensor, Tensor]:
     """Both as tensors; a number takes the dtype of the other operand, so it never changes it."""
     if not isinstance(a, Tensor):
         a = _constant(a, b)
     if not isinstance(b, Tensor):
         b = _constant(b, a)
+    shapes = (a.shape, b.shape, *(array.shape for array in others))
+    for sizes in zip_longest(*(reversed(shape) for shape in shapes), fillvalue=1):
+        if len(set(sizes) - {1}) > 1:
+            raise ValueError(f"{op}: shapes {' and '.join(map(str, shapes))} do not broadcast")
     return a, b
 
 

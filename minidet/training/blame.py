@@ -36,8 +36,10 @@ def first_non_finite(model: Module, batch_images: np.ndarray, run: Callable[[], 
             what = "output" if phase == "forward" else "gradient"
             found = f"the {what} of {node.op} {'in' if owned else 'after'} {layer}"
 
+    before = model.state_dict()
     with observe(watch), np.errstate(all="ignore"):
         run()
+    model.load_state_dict(before)  # batch norms saw the batch twice
     return found or "nowhere when the step was repeated: only the norm of all gradients overflowed"
 
 
