@@ -79,7 +79,7 @@ def first_loss(anchors: int, classes: int, *, prior: float, positives: int = 0, 
     labels = np.full((1, anchors), BACKGROUND)
     labels[0, :positives] = 0
     none = np.zeros((0, 4))
-    targets = Targets(labels, np.zeros(0, np.int64), none, none, np.array([positives]))
+    targets = Targets(labels, np.zeros(0, np.int64), none, none, np.array([positives]), none)
     logits = Tensor(np.full((1, anchors, classes), -math.log((1 - prior) / prior)))
     coder = presets.paper(CLASSES[:1]).coder
     return loss(logits, Tensor(np.zeros((1, anchors, 4))), targets, np.ones(1), config, coder).classification

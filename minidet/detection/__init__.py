@@ -4,6 +4,7 @@ from minidet.detection.anchors import AnchorConfig, anchors_for, octaves
 from minidet.detection.assignment import BACKGROUND, IGNORE, MatcherConfig, assign
 from minidet.detection.coder import CoderConfig, decode_boxes, decode_deltas, encode_boxes
 from minidet.detection.criterion import LossConfig, Losses, Targets, build_targets, image_weights, loss
+from minidet.detection.mining import MiningConfig
 from minidet.detection.postprocess import Detections, PostprocessConfig, postprocess
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "LossConfig",
     "Losses",
     "MatcherConfig",
+    "MiningConfig",
     "PostprocessConfig",
     "Targets",
     "anchors_for",

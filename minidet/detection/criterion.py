@@ -10,6 +10,7 @@ import numpy as np
 from minidet.autograd import Tensor
 from minidet.detection.assignment import BACKGROUND, MatcherConfig, assign
 from minidet.detection.coder import CoderConfig, decode_deltas, encode_boxes
+from minidet.detection.mining import MiningConfig, hard_labels
 from minidet.ops import giou_loss, reshape, sigmoid_focal_loss_sum, smooth_l1, sum, take
 
 BOX_LOSSES = ("l1", "smooth_l1", "giou")
@@ -26,7 +27,9 @@ class LossConfig:
     alpha: float | None = 0.25
     """Weight of objects; 1 - alpha weighs background.  None: no weights.  Source: table 1b."""
     gamma: float = 2.0
-    """How much easy examples are muted; 0 is plain cross-entropy.  Source: table 1b."""
+    """How much easy examples are muted; 0 is cross-entropy, balanced by alpha: eq. (3).  Source: table 1b."""
+    mining: MiningConfig | None = None
+    """Which anchors have a class loss; None: all that are not ignored.  The box loss is of all positives."""
     box: str = "smooth_l1"
     """One of BOX_LOSSES: of deltas ("l1", "smooth_l1") or of decoded boxes ("giou")."""
     beta: float = 1 / 9
@@ -59,6 +62,7 @@ class Targets:
         boxes: (M, 4), the object of each
         anchors: (M, 4)
         positives: (N,) int64, how many each image has
+        all_anchors: (R, 4)
     """
 
     labels: np.ndarray
@@ -66,6 +70,7 @@ class Targets:
     boxes: np.ndarray
     anchors: np.ndarray
     positives: np.ndarray
+    all_anchors: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -102,7 +107,7 @@ def build_targets(
         matched_boxes.append(boxes[n][matches[positive]].reshape(-1, 4))
     rows = np.concatenate(rows)
     positives = np.asarray([len(b) for b in matched_boxes], np.int64)
-    return Targets(classes, rows, np.concatenate(matched_boxes), anchors[rows % R], positives)
+    return Targets(classes, rows, np.concatenate(matched_boxes), anchors[rows % R], positives, anchors)
 
 
 def image_weights(config: LossConfig, positives: np.ndarray, moving: float = MOVING_START) -> tuple[np.ndarray, float]:
@@ -128,7 +133,7 @@ def image_weights(config: LossConfig, positives: np.ndarray, moving: float = MOV
 def loss(
     logits: Tensor, deltas: Tensor, targets: Targets, weights: np.ndarray, config: LossConfig, coder: CoderConfig
 ) -> Losses:
-    """Focal loss of every anchor and class, plus box loss of the positive anchors.
+    """Focal loss of every anchor and class, or of the hard ones, plus box loss of the positive anchors.
 
     Shapes:
         logits: (N, R, K)
@@ -149,9 +154,10 @@ def loss(
     def constant(array, dtype=dtype):
         return xp.asarray(array, dtype=dtype, device=device)
 
-    per_image = sigmoid_focal_loss_sum(
-        logits, constant(targets.labels, xp.int64), alpha=config.alpha, gamma=config.gamma
-    )
+    labels, how = targets.labels, {"alpha": config.alpha, "gamma": config.gamma}
+    if config.mining is not None:
+        labels = hard_labels(logits.data, labels, targets.all_anchors, config.mining, **how)
+    per_image = sigmoid_focal_loss_sum(logits, constant(labels, xp.int64), **how)
     classification = sum(per_image * constant(weights))
     # Most anchors are background and have no box: only the rows of positive ones are ever touched.
     rows = take(reshape(deltas, (N * R, 4)), constant(targets.rows, xp.int64))
