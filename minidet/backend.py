@@ -110,3 +110,8 @@ def to_numpy(x: Array) -> np.ndarray:
 def name_of(xp) -> str:
     """The name in LIBRARIES of a namespace that `load` returned."""
     return "cupy" if "cupy" in xp.__name__ else xp.__name__.partition(".")[0]
+
+
+def sums_over_gpus(processes: int, rank: int):
+    """NCCL between so many processes, one GPU each: its `all_reduce(x, y)` writes the sum of everybody's `x` to `y`."""
+    return importlib.import_module("cupyx.distributed").NCCLBackend(processes, rank, use_mpi=True)

@@ -256,7 +256,7 @@ def test_control_c_where_there_is_nothing_to_save(minidet, run, folder, monkeypa
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("minidet.cli.eval.evaluate", interrupted)
+    monkeypatch.setattr("minidet.cli.eval.evaluate_together", interrupted)
     assert minidet("eval", run, "--data", folder, status=130).err == "minidet: interrupted\n"
 
 

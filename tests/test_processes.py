@@ -30,7 +30,7 @@ def test_processes_share_every_batch():
     whole, parts = batches(), [batches(rank=rank, size=3) for rank in range(3)]
     for n, batch in enumerate(whole):
         shared = [part[n] for part in parts]
-        assert sum((b.image_ids for b in shared), []) == batch.image_ids
+        assert [image_id for b in shared for image_id in b.image_ids] == batch.image_ids
         assert np.array_equal(np.concatenate([b.images for b in shared if len(b)]), batch.images)
         assert np.array_equal(np.concatenate([b.sizes for b in shared]), batch.sizes)
         assert np.array_equal(np.concatenate([b.original_sizes for b in shared]), batch.original_sizes)

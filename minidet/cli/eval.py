@@ -7,9 +7,10 @@ import json
 from pathlib import Path
 
 from minidet.cli.options import dataset_named, results_folder
-from minidet.evaluation import evaluate
 from minidet.plots import precision_recall
 from minidet.training import load_model
+from minidet.training.communicator import find_communicator
+from minidet.training.together import evaluate_together
 
 EXAMPLES = """\
 examples:
@@ -36,7 +37,10 @@ def add(commands) -> None:
 def _eval(options: argparse.Namespace) -> None:
     run = Path(options.model)
     out = results_folder(options.out or (run if run.is_dir() else run.parent))
-    evaluation = evaluate(load_model(run), dataset_named(options.data, options.split), progress=True)
+    data = dataset_named(options.data, options.split)
+    evaluation = evaluate_together(find_communicator(), load_model(run), data, progress=True)
+    if evaluation is None:  # the first process has it
+        return
     print(evaluation.table())
     out.mkdir(parents=True, exist_ok=True)
     (out / "metrics.json").write_text(json.dumps(evaluation.to_json(), indent=1))

@@ -9,6 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from minidet.data import Dataset, Loader
+from minidet.data.loader import share
 from minidet.detect import detect_batch
 from minidet.evaluation.average_precision import accumulate
 from minidet.evaluation.report import Evaluation
@@ -22,10 +23,15 @@ def evaluate(model: RetinaNet, dataset: Dataset, *, batch_size: int = 16, progre
 
     Source: cocodataset.org/#detection-eval, and RetinaNet, arXiv:1708.02002, section 4.1.
     Raises:
-        ValueError: if the data set's classes are not the model's.
+        ValueError: if the model does not know all classes of the data set.
     """
     began = perf_counter()
     results = detections_of(model, dataset, batch_size=batch_size, progress=progress)
+    return judge(model, dataset, results, batch_size=batch_size, began=began)
+
+
+def judge(model: RetinaNet, dataset: Dataset, results: list[dict], *, batch_size: int, began: float) -> Evaluation:
+    """The evaluation of all results of `detections_of`, which was begun at `began` of `perf_counter`."""
     evaluation = accumulate(dataset.ground_truth(), results)
     if not results:  # the remark on an AP of 0 then says how far below the threshold everything was
         evaluation = replace(evaluation, top_score=top_score(model, dataset, images=batch_size))
@@ -33,22 +39,29 @@ def evaluate(model: RetinaNet, dataset: Dataset, *, batch_size: int = 16, progre
 
 
 def detections_of(
-    model: RetinaNet, dataset: Dataset, *, batch_size: int = 16, progress: bool = False
+    model: RetinaNet, dataset: Dataset, *, batch_size: int = 16, progress: bool = False, rank: int = 0, size: int = 1
 ) -> list[dict]:
     """The model's detections in every image, as a COCO result list.
 
+    Process `rank` of `size` takes its share of the batches: all shares, one after the other, are the whole list.
+
     Units: {"image_id", "category_id", "bbox": [x, y, width, height] in pixels of the original, "score"}.
+    Rule: classes are told by their names; detections of a class that the data set does not have are left out.
     Raises:
-        ValueError: if the data set's classes are not the model's.
+        ValueError: if the model does not know all classes of the data set.
     """
-    if tuple(dataset.classes) != tuple(model.config.classes):
+    if not set(dataset.classes) <= set(model.config.classes):
         raise ValueError(
             f"the model knows the classes {', '.join(model.config.classes)}; the data set has "
             f"{', '.join(dataset.classes)}: evaluate on the classes the model was trained for"
         )
-    loader = Loader(dataset, model.config.preprocess, batch_size=batch_size, shuffle=False)
+    ids = dict(zip(dataset.classes, dataset.category_ids, strict=True))
+    ids = {label: ids[name] for label, name in enumerate(model.config.classes) if name in ids}
+    mine = share(-(-len(dataset) // batch_size), rank, size)
+    start, stop = mine.start * batch_size, min(mine.stop * batch_size, len(dataset))
+    loader = Loader(dataset, model.config.preprocess, batch_size=batch_size, shuffle=False, start=start, images=stop)
     results = []
-    with tqdm(total=len(dataset), desc="evaluating", unit=" images", disable=not progress, leave=False) as bar:
+    with tqdm(total=stop - start, desc="evaluating", unit=" images", disable=not progress, leave=False) as bar:
         for batch in loader:
             found = detect_batch(model, batch.images, batch.sizes, batch.original_sizes)
             for image_id, detections in zip(batch.image_ids, found, strict=True):
@@ -56,8 +69,9 @@ def detections_of(
                 boxes_xywh = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
                 rows = zip(boxes_xywh.tolist(), detections.scores.tolist(), detections.labels.tolist(), strict=True)
                 results += [
-                    {"image_id": image_id, "category_id": dataset.category_ids[label], "bbox": box, "score": score}
+                    {"image_id": image_id, "category_id": ids[label], "bbox": box, "score": score}
                     for box, score, label in rows
+                    if label in ids
                 ]
             bar.update(len(batch.images))
     return results

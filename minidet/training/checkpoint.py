@@ -53,7 +53,10 @@ def write_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
     """Put the checkpoint at `path`; whatever happens meanwhile, a whole file stands there.
 
     Written beside the place under a temporary name, forced to disk, then renamed over the old one, which is
-    atomic within a folder.
+    atomic within a folder.  What a killed process left half written there is removed.
+
+    Raises:
+        OSError: if it cannot be written, as on a full disk; what stood there before still does.
     """
     path = Path(path)
     header = {
@@ -70,15 +73,20 @@ def write_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
     }
     arrays = {f"weights.{name}": array for name, array in checkpoint.weights.items()}
     arrays |= {f"optimizer.{name}": array for name, array in checkpoint.optimizer.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
+    # safetensors copies memory as it lies: a transposed view would come back scrambled.
+    content = serialize({name: np.asarray(a, order="C") for name, a in arrays.items()}, metadata)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for unfinished in path.parent.glob(f".{path.name}.*.part"):
+            unfinished.unlink(missing_ok=True)
         with open(temporary, "wb") as file:
-            # safetensors copies memory as it lies: a transposed view would come back scrambled.
-            file.write(serialize({name: np.asarray(a, order="C") for name, a in arrays.items()}, metadata))
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(f"{path}: the checkpoint cannot be written: {error}.  {_still_there(path)}") from error
     finally:
         temporary.unlink(missing_ok=True)
     _force_names_to_disk(path.parent)
@@ -188,6 +196,13 @@ def _check_format(path: Path, metadata: dict[str, str]) -> None:
 
 def _under(prefix: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name.removeprefix(prefix): a for name, a in arrays.items() if name.startswith(prefix)}
+
+
+def _still_there(path: Path) -> str:
+    """What to say of the checkpoint before, when the next one failed."""
+    if path.is_file():
+        return "The one before is whole; with the cause removed (a full disk?), --resume goes on from there"
+    return "There was none before: remove the cause (a full disk?) and start again"
 
 
 def _force_names_to_disk(folder: Path) -> None:

@@ -7,16 +7,21 @@ import sys
 import threading
 
 
+class Stopped(KeyboardInterrupt):
+    """The training was interrupted between two steps, in all its processes, and is saved."""
+
+
 class Interrupt:
     """Inside `with Interrupt() as interrupt`, Ctrl-C or SIGTERM sets `interrupt.requested`; twice acts at once.
 
-    Signals belong to the main thread: in any other this does nothing.
+    mpiexec passes both on to every process; of those only one, not `quiet`, answers.  Signals belong to the main
+    thread: in any other this does nothing.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-    def __init__(self):
-        self.requested = False
+    def __init__(self, *, quiet: bool = False):
+        self.requested, self.quiet = False, quiet
         self._before = {}
 
     def __enter__(self) -> Interrupt:
@@ -32,4 +37,5 @@ class Interrupt:
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
-        print("\nstopping after this step; once more stops at once, without saving", file=sys.stderr)
+        if not self.quiet:
+            print("\nstopping after this step; once more stops at once, without saving", file=sys.stderr)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import os
 import sys
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -47,15 +50,11 @@ class Monitor:
     def __init__(self, folder: Path | None, images: int, position: int, *, quiet: bool):
         self.rows: list[StepRecord] = []
         self.quiet = quiet
-        self._file = None
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            path = folder / "metrics.csv"
-            self.rows = [row for row in read_metrics(path) if row.position <= position]
-            self._file = open(path, "w", newline="")
-            self._table = csv.DictWriter(self._file, StepRecord.__dataclass_fields__)
-            self._table.writeheader()
-            self._table.writerows(asdict(row) for row in self.rows)
+        self._path = None if folder is None else folder / "metrics.csv"
+        if self._path is not None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self.rows = [row for row in read_metrics(self._path) if row.position <= position]
+            self._write_all()
         # A log file wants a line now and then, not a thousand.
         interval = 0.2 if sys.stderr.isatty() else 10
         self._bar = tqdm(
@@ -67,15 +66,13 @@ class Monitor:
 
     def __exit__(self, *_) -> None:
         self._bar.close()
-        if self._file is not None:
-            self._file.close()
 
     def record(self, row: StepRecord) -> None:
         """Take in one step."""
         self.rows.append(row)
-        if self._file is not None:
-            self._table.writerow(asdict(row))
-            self._file.flush()
+        if self._path is not None:
+            with _named(self._path), open(self._path, "a", newline="") as file:
+                csv.DictWriter(file, StepRecord.__dataclass_fields__).writerow(asdict(row))
         self._bar.set_postfix_str(
             f"loss {row.loss:.3f} = class {row.classification:.3f} + box {row.box:.3f}, N_pos {row.positives}, "
             f"lr {row.lr:.2g}, ms: data {row.data_ms:.0f} match {row.match_ms:.0f} forward {row.forward_ms:.0f} "
@@ -83,6 +80,22 @@ class Monitor:
             refresh=False,
         )
         self._bar.update(row.position - self._bar.n)
+
+    def validated(self, AP: float, AP50: float) -> None:
+        """Add to the last step what validation said of the model after it."""
+        if self.rows:
+            self.rows[-1] = replace(self.rows[-1], AP=AP, AP50=AP50)
+        if self._path is not None:
+            self._write_all()
+
+    def _write_all(self) -> None:
+        """Put the whole table in the place of the old one, which stands there until then."""
+        temporary = self._path.with_name(f".{self._path.name}.part")
+        with _named(self._path), open(temporary, "w", newline="") as file:
+            table = csv.DictWriter(file, StepRecord.__dataclass_fields__)
+            table.writeheader()
+            table.writerows(asdict(row) for row in self.rows)
+        os.replace(temporary, self._path)
 
     def say(self, text: str) -> None:
         """One line of text that does not tear the progress bar."""
@@ -93,6 +106,15 @@ class Monitor:
     def history(self) -> dict[str, list]:
         """Every column as a list; AP only where it was measured is a number, else None."""
         return {name: [getattr(row, name) for row in self.rows] for name in StepRecord.__dataclass_fields__}
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """A full disk says which file did not fit."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"{path}: cannot be written: {error}") from error
 
 
 def read_metrics(path: Path) -> list[StepRecord]:

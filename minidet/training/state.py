@@ -7,7 +7,7 @@
     positives' moving average         TrainingState.moving            (detection/criterion.py)
 
 Because randomness is a function of the position, no generator has to be saved, and a resumed training is
-bitwise the one that was never stopped, given as many threads: large sums are split among them.
+bitwise the one that was never stopped, given as many threads and processes: sums are split among them.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ class TrainingState:
     best_ap: float = -1.0
     """Highest validation AP so far; below 0 before the first."""
     best_position: int = 0
+    validated: int = 0
+    """Images seen when validation AP was last measured: a training stopped before a measurement owes it."""
     seconds: float = 0.0
     """Wall time of all steps so far."""
 
@@ -64,6 +66,11 @@ def restore(
     """
     if not checkpoint.training:
         raise CheckpointError("this checkpoint holds weights only: start from it with --init, not --resume")
+    if lacking := {"config", "state"} - checkpoint.training.keys():
+        raise CheckpointError(
+            f"damaged: its header lacks training.{' and training.'.join(sorted(lacking))}, without which it cannot "
+            "be continued; continue from another checkpoint of the run, or start from its weights with --init"
+        )
     if (checkpoint.classes, checkpoint.category_ids) != (tuple(dataset.classes), tuple(dataset.category_ids)):
         raise CheckpointError(
             f"the checkpoint was trained on the classes {_listed(checkpoint.classes, checkpoint.category_ids)}, "
