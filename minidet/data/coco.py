@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from minidet.data.annotations import Annotations, DataError, read_annotations
+from minidet.data.annotations import Annotations
+from minidet.data.index import indexed
+from minidet.data.refusal import DataError
 from minidet.data.sample import Dataset, Sample
 from minidet.images import ImageError, open_image
 
@@ -26,21 +28,30 @@ class CocoDataset:
         """Ids of the images, of those opened so far, whose boxes ignore the EXIF orientation."""
 
     def __len__(self) -> int:
-        return len(self.annotations.images)
+        return len(self.annotations.names)
 
     def __repr__(self) -> str:
         return f"coco({str(self.path)!r})"
 
     def __getitem__(self, index: int) -> Sample:
-        entry, rows = self.annotations.images[index], np.array(self.annotations.rows[index], np.int64)
-        rows = rows[self.annotations.learnable[rows]]
-        boxes, labels = self.annotations.boxes[rows], self.annotations.labels[rows]
-        return Sample(self._open(entry), boxes, labels, entry["id"], entry["file_name"])
+        found = self.annotations
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self!r} has no image {index}")
+        rows = np.arange(found.starts[index], found.starts[index + 1])
+        rows = rows[found.learnable[rows]]
+        return Sample(
+            self._open(index), found.boxes[rows], found.labels[rows], int(found.image_ids[index]), found.names[index]
+        )
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """H and W of every image, as annotated, (N, 2)."""
+        return self.annotations.sizes
 
     def size(self, index: int) -> tuple[int, int]:
         """(H, W) of image `index`, as annotated."""
-        entry = self.annotations.images[index]
-        return entry["height"], entry["width"]
+        h, w = self.annotations.sizes[index].tolist()
+        return h, w
 
     def ground_truth(self) -> dict[str, Any]:
         """The file for an evaluator: crowds included."""
@@ -51,7 +62,7 @@ class CocoDataset:
         found = self.annotations
         counts = np.bincount(found.labels[found.learnable], minlength=len(self.classes))
         lines = [
-            f"{self.path}: {len(self)} images ({sum(not rows for rows in found.rows)} without objects), "
+            f"{self.path}: {len(self)} images ({np.count_nonzero(np.diff(found.starts) == 0)} without objects), "
             f"{counts.sum()} boxes of {len(self.classes)} classes, {found.crowd.sum()} crowds left out of "
             f"training, {found.clipped} boxes clipped to their image"
         ]
@@ -64,18 +75,19 @@ class CocoDataset:
             lines.append(f"{len(self.unrotated)} images used without their EXIF orientation, as annotated")
         return "\n".join(lines)
 
-    def _open(self, entry: dict[str, Any]) -> np.ndarray:
+    def _open(self, index: int) -> np.ndarray:
         """The image upright; or as it is stored, if only then it has the size it was annotated in."""
-        file, size = self.folder / entry["file_name"], (entry["height"], entry["width"])
+        file, size = self.folder / self.annotations.names[index], self.size(index)
         image = open_image(file)
         if image.shape[:2] == size:
             return image
         stored = open_image(file, upright=False)
+        image_id = int(self.annotations.image_ids[index])
         if stored.shape[:2] == size:
-            self.unrotated.add(entry["id"])
+            self.unrotated.add(image_id)
             return stored
         raise ImageError(
-            f"{file} is {image.shape[1]} x {image.shape[0]}, but {self.path} annotates image id {entry['id']} "
+            f"{file} is {image.shape[1]} x {image.shape[0]}, but {self.path} annotates image id {image_id} "
             f"as {size[1]} x {size[0]}: was the image resized after it was annotated?"
         )
 
@@ -103,9 +115,9 @@ def coco(
         split = path.stem.removeprefix("instances_").removesuffix("2017")
     else:
         file, root = _annotation_file(path, split), path
-    annotations = read_annotations(file, overhang)
+    annotations = indexed(file, overhang)
     places = [Path(images)] if images else _places(root, split)
-    return CocoDataset(file, annotations, _image_folder(file, annotations.images, places))
+    return CocoDataset(file, annotations, _image_folder(file, annotations, places))
 
 
 def _annotation_file(root: Path, split: str) -> Path:
@@ -126,19 +138,23 @@ def _places(root: Path, split: str) -> list[Path]:
     ]  # fmt: skip
 
 
-def _image_folder(file: Path, images: list[dict[str, Any]], places: list[Path]) -> Path:
+def _image_folder(file: Path, found: Annotations, places: list[Path]) -> Path:
     """The first place that holds every image; one that misses some is reported before training, not in it."""
-    fewest, missing = None, images
+    fewest, missing = None, range(len(found.names))
     for place in filter(Path.is_dir, places):
-        absent = [entry for entry in images if not os.path.isfile(place / entry["file_name"])]
+        # A folder is read once; only what was not seen in it is asked for by name.
+        listed = {entry.name for entry in os.scandir(place) if entry.is_file()}
+        absent = [
+            n for n, name in enumerate(found.names) if name not in listed and not os.path.isfile(f"{place}/{name}")
+        ]
         if not absent:
             return place
         if len(absent) < len(missing):
             fewest, missing = place, absent
     looked = fewest or ", ".join(map(str, places))
     raise DataError(
-        f"{file}: {len(missing)} of its {len(images)} images are missing; looked for "
-        f"{missing[0]['file_name']} (image id {missing[0]['id']}) in {looked}"
+        f"{file}: {len(missing)} of its {len(found.names)} images are missing; looked for "
+        f"{found.names[missing[0]]} (image id {found.image_ids[missing[0]]}) in {looked}"
     )
 
 
