@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -12,6 +12,7 @@ from time import perf_counter
 import numpy as np
 
 from minidet.data.augment import NONE, Augment
+from minidet.data.grouping import aspect_groups, grouped_order
 from minidet.data.sample import Dataset, Sample
 from minidet.images import ImageError, Preprocess, pad_batch
 
@@ -65,6 +66,9 @@ class Loader:
     resumed run, and any number of workers, give the same batches.  No image is dropped; a batch may span
     two epochs.
 
+    With `min_sizes`, one of them is drawn for every image, in place of the preprocessing's `min_size`.  With an
+    `aspect_factor`, almost every batch is of images of like shape (data/grouping.py).
+
     With workers, that many threads prepare up to `prefetch` batches ahead.  As one of several processes, `rank` of
     `size`, it gives its `share` of every batch, which may be no image at all.
     """
@@ -80,6 +84,8 @@ class Loader:
         start: int = 0,
         shuffle: bool = True,
         augment: Augment = NONE,
+        min_sizes: Sequence[int] = (),
+        aspect_factor: int | None = None,
         workers: int = 0,
         prefetch: int = 2,
         pad_to: tuple[int, int] | None = None,
@@ -99,6 +105,8 @@ class Loader:
         self.batch_size, self.seed, self.images, self.start = batch_size, seed, images, start
         self.shuffle, self.workers, self.prefetch, self.pad_to = shuffle, workers, prefetch, pad_to
         self.rank, self.size = rank, size
+        self._scales = [replace(preprocess, min_size=size) for size in min_sizes] or [preprocess]
+        self._groups = None if aspect_factor is None else aspect_groups(dataset, aspect_factor)
         self._order = lru_cache(maxsize=4)(self._permutation)
 
     def __len__(self) -> int:
@@ -175,8 +183,9 @@ class Loader:
         try:
             sample = self.dataset[index]
             _check(sample, len(self.dataset.classes))
-            sample = self.augment(sample, np.random.default_rng((self.seed, epoch, position)))
-            image = self.preprocess.prepare(sample.image)
+            rng = np.random.default_rng((self.seed, epoch, position))
+            sample = self.augment(sample, rng)
+            image = self._scales[int(rng.integers(len(self._scales)))].prepare(sample.image)
         except ImageError:  # names its file
             raise
         except Exception as error:
@@ -186,7 +195,11 @@ class Loader:
     def _permutation(self, epoch: int) -> np.ndarray:
         if not self.shuffle:
             return np.arange(len(self.dataset))
-        return np.random.default_rng((self.seed, epoch)).permutation(len(self.dataset))
+        rng = np.random.default_rng((self.seed, epoch))
+        order = rng.permutation(len(self.dataset))
+        if self._groups is None:
+            return order
+        return grouped_order(order, self._groups, self.batch_size, epoch * len(self.dataset) % self.batch_size, rng)
 
 
 def _check(sample: Sample, classes: int) -> None:
