@@ -10,14 +10,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from tiny import model as tiny_model
 
 from minidet import backend
 from minidet.autograd import Tensor, record
 from minidet.data import Loader, shapes
 from minidet.detect import detect
-from minidet.detection import AnchorConfig, octaves
-from minidet.models import HeadConfig, PyramidConfig, ResNet, ResNetConfig, RetinaNet, presets
-from minidet.nn import BatchNorm2d, Norm
+from minidet.models import ResNet, RetinaNet
+from minidet.nn import BatchNorm2d
 from minidet.ops import relu, sum
 from minidet.optim import SGD
 from minidet.training import (
@@ -30,6 +30,7 @@ from minidet.training import (
     train,
     write_checkpoint,
 )
+from minidet.training.average import WeightAverage
 from minidet.training.blame import first_non_finite
 from minidet.training.interrupt import Interrupt
 from minidet.training.monitor import read_metrics
@@ -42,22 +43,6 @@ QUICK = TrainConfig(images=60, batch_size=2, validations=0, checkpoints=3, augme
 
 STORED_LOGIT = -4.601950645446777
 """Mean logit of tests/data/checkpoint_v1.safetensors for a ramp, when that was written."""
-
-
-def tiny_model(norm: str = "group", normaliser: str = "batch", seed: int = 0, xp=None) -> RetinaNet:
-    """Two stages of one block, two pyramid levels, eight channels everywhere."""
-    config = presets.small(shapes().classes)
-    config = replace(
-        config,
-        backbone=ResNetConfig(
-            stem=8, widths=(8, 8), blocks=(1, 1), bottleneck=False, norm=Norm(norm, groups=2)
-        ),
-        pyramid=PyramidConfig(channels=8, levels=2),
-        head=HeadConfig(depth=1, norm=Norm("group", groups=2), he_towers=True),
-        anchors=AnchorConfig(octaves((16, 32)), strides=(8, 16)),
-        loss=replace(config.loss, normaliser=normaliser),
-    )
-    return RetinaNet(config, seed=seed, xp=xp)
 
 
 def tiny_data(images: int = 40, **kwargs):
@@ -394,7 +379,7 @@ def test_a_checkpoint_of_format_1_is_still_read():
     model, checkpoint = load_model(stored), read_checkpoint(stored)
     assert (checkpoint.classes, checkpoint.category_ids) == (("circle", "ring"), (1, 5))
     config = from_json(TrainConfig, checkpoint.training["config"])
-    state = restore(checkpoint, model, config.optimizer(model), config, checkpoint)
+    state = restore(checkpoint, model, config.optimizer(model), config, checkpoint, WeightAverage(model, config.ema))
     assert (state.position, state.steps, config.rule) == (4, 2, SGD())
     logits, _ = model(Tensor(np.linspace(-1, 1, 32 * 32 * 3, dtype=np.float32).reshape(1, 32, 32, 3)))
     assert float(np.mean(logits.data)) == pytest.approx(STORED_LOGIT, rel=1e-5)

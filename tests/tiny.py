@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from minidet.data import shapes, write_coco
+from minidet.detection import AnchorConfig, octaves
+from minidet.models import HeadConfig, PyramidConfig, ResNetConfig, RetinaNet, presets
+from minidet.nn import Norm
 
 SETTINGS = {
     "model.backbone.stem": "8",
@@ -21,6 +25,20 @@ SETTINGS = {
 }
 NETWORK = [argument for name, value in SETTINGS.items() for argument in ("--set", f"{name}={value}")]
 """Two stages of one block, two pyramid levels, eight channels everywhere."""
+
+
+def model(norm: str = "group", normaliser: str = "batch", seed: int = 0, xp=None) -> RetinaNet:
+    """The same in Python, with any norm in the backbone."""
+    config = presets.small(shapes().classes)
+    config = replace(
+        config,
+        backbone=ResNetConfig(stem=8, widths=(8, 8), blocks=(1, 1), bottleneck=False, norm=Norm(norm, groups=2)),
+        pyramid=PyramidConfig(channels=8, levels=2),
+        head=HeadConfig(depth=1, norm=Norm("group", groups=2), he_towers=True),
+        anchors=AnchorConfig(octaves((16, 32)), strides=(8, 16)),
+        loss=replace(config.loss, normaliser=normaliser),
+    )
+    return RetinaNet(config, seed=seed, xp=xp)
 
 
 def coco_folder(folder: Path, *, train: int = 8, val: int = 3) -> Path:
