@@ -16,10 +16,10 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from minidet.data import shapes
-from minidet.evaluation import evaluate
+from minidet.evaluation import evaluate, inputs
 from minidet.evaluation.average_precision import accumulate, interpolate, iou_with_crowds, match
 from minidet.evaluation.coco import with_pycocotools
-from minidet.evaluation.inputs import checked
+from minidet.evaluation.inputs import Results, checked
 from minidet.evaluation.report import IOU_THRESHOLDS, NUMBERS
 from minidet.models import RetinaNet, presets
 
@@ -205,6 +205,25 @@ def test_match_is_the_plain_loop(seed):
         for area, t in np.ndindex(4, 10):
             plain = match_as_pycocotools(iou, crowd, ignored[area], IOU_THRESHOLDS[t])
             assert (found[area, t].tolist(), excused[area, t].tolist()) == plain
+
+
+def test_taken_at_once_or_one_by_one():
+    """Plain entries as a whole, whatever else with the look at each of them, and results that are columns."""
+    truth, results = json.loads(json.dumps(random_case(np.random.default_rng(7))))
+    del truth["annotations"][3]["area"], truth["annotations"][4]["iscrowd"]
+    images, classes = ({e["id"]: n for n, e in enumerate(truth[key])} for key in ("images", "categories"))
+    listed = Results.joined(
+        (np.array([r["image_id"]]), np.array([r["category_id"]]), np.array([r["bbox"]]), np.array([r["score"]]))
+        for r in results
+    )
+    assert list(listed) == results and listed[3] == results[3] and listed[-1] == results[-1]
+    assert list(listed[2:4]) == results[2:4] and len(Results.joined([])) == 0
+    for entries, scored in ((truth["annotations"], False), (results, True), (listed, True)):
+        whole = inputs._at_once(entries, images, classes, scored)
+        single = inputs._columns([inputs._row(entry, "", images, classes, scored) for entry in entries])
+        for name, column in vars(single).items():
+            np.testing.assert_array_equal(getattr(whole, name), column, strict=True)
+    assert accumulate(truth, listed).numbers == accumulate(truth, results).numbers
 
 
 # Every rule, by hand.

@@ -284,8 +284,12 @@ def test_eval(minidet, run, folder, tmp_path):
     assert printed.out.startswith("8 images, ") and "AR   100 detections" in printed.out
     assert_metrics(tmp_path / "metrics.json", 8)
     assert open_image(tmp_path / "precision_recall.png").shape[1] > 300
-    minidet("eval", run / "last.safetensors", "--data", folder)
+    checked = minidet("eval", run / "last.safetensors", "--data", folder, "--check").out
     assert_metrics(run / "metrics.json", 3)
+    again = checked.partition("pycocotools on the same")[2]
+    rows = re.findall(r"^(A[PR]\w*) +(-?[\d.]+) +(-?[\d.]+) +(\S+)$", again, re.M)
+    assert [row[0] for row in rows] == list(NUMBERS)
+    assert all(ours == theirs and abs(float(apart)) < 1e-9 for _, ours, theirs, apart in rows)
 
 
 def test_eval_of_a_split_that_is_not_there(minidet, run, folder):

@@ -16,6 +16,7 @@ EXAMPLES = """\
 examples:
   minidet eval runs/shapes --data shapes
   minidet eval runs/bccd --data BCCD --split test --out test_numbers
+  minidet eval runs/bccd --data BCCD --check
 """
 
 
@@ -31,6 +32,7 @@ def add(commands) -> None:
     command.add_argument("--data", required=True, metavar="shapes|DIR", help="the built-in images, or a COCO folder")
     command.add_argument("--split", default="val", help="which annotations/instances_SPLIT.json (val)")
     command.add_argument("--out", metavar="DIR", type=Path, help="for metrics.json and precision_recall.png (RUN)")
+    command.add_argument("--check", action="store_true", help="let pycocotools judge the same detections, and compare")
     command.set_defaults(run=_eval, parser=command)
 
 
@@ -38,10 +40,12 @@ def _eval(options: argparse.Namespace) -> None:
     run = Path(options.model)
     out = results_folder(options.out or (run if run.is_dir() else run.parent))
     data = dataset_named(options.data, options.split)
-    evaluation = evaluate_together(find_communicator(), load_model(run), data, progress=True)
+    evaluation = evaluate_together(find_communicator(), load_model(run), data, progress=True, check=options.check)
     if evaluation is None:  # the first process has it
         return
     print(evaluation.table())
+    if options.check:
+        print(f"\npycocotools on the same detections:\n{evaluation.comparison()}")
     out.mkdir(parents=True, exist_ok=True)
     (out / "metrics.json").write_text(json.dumps(evaluation.to_json(), indent=1))
     if curves := evaluation.curves():

@@ -8,6 +8,7 @@ averages it over classes and over ten degrees of how well a box must fit.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from time import perf_counter
 
 import numpy as np
@@ -27,7 +28,7 @@ from minidet.evaluation.report import (
 SMALLEST_AREA, LARGEST_AREA = np.array(list(AREAS.values())).T[:, :, None]  # (4, 1) each
 
 
-def accumulate(ground_truth: dict, results: list[dict]) -> Evaluation:
+def accumulate(ground_truth: dict, results: Sequence[dict]) -> Evaluation:
     """Judge detections by COCO's rules.
 
     `results` are COCO's: image_id, category_id, bbox as [x, y, width, height] in pixels of the original

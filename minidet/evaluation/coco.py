@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections.abc import Sequence
 from time import perf_counter
 
 import numpy as np
@@ -14,7 +15,7 @@ from minidet.evaluation.inputs import Boxes, Case, checked
 from minidet.evaluation.report import NUMBERS, Evaluation, by_class
 
 
-def with_pycocotools(ground_truth: dict, results: list[dict]) -> Evaluation:
+def with_pycocotools(ground_truth: dict, results: Sequence[dict]) -> Evaluation:
     """Judge detections with pycocotools: what `accumulate` computes, computed by the original.
 
     Prints nothing, changes neither argument, and accepts an empty list of results.

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import numbers
 from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
@@ -42,6 +44,45 @@ class Boxes:
 
 
 @dataclass(frozen=True, eq=False)
+class Results(Sequence):
+    """COCO results as columns: the same as a list of dicts, in a tenth of the memory.
+
+    Shapes:
+        image_ids: (M,)
+        category_ids: (M,)
+        boxes_xywh: (M, 4)
+        scores: (M,)
+    Units: pixels of the original image.
+    """
+
+    image_ids: np.ndarray
+    category_ids: np.ndarray
+    boxes_xywh: np.ndarray
+    scores: np.ndarray
+
+    @staticmethod
+    def joined(parts: Iterable[tuple[np.ndarray, ...]]) -> Results:
+        """Columns of several images, one after the other."""
+        nothing = np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 4)), np.zeros(0)
+        return Results(*map(np.concatenate, zip(nothing, *parts, strict=True)))
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def __getitem__(self, n):
+        if isinstance(n, slice):
+            return Results(*(column[n] for column in vars(self).values()))
+        if not -len(self) <= n < len(self):
+            raise IndexError(n)
+        return next(iter(self[n : n + 1 or None]))
+
+    def __iter__(self) -> Iterator[dict]:
+        keys = ("image_id", "category_id", "bbox", "score")
+        for row in zip(*(column.tolist() for column in vars(self).values()), strict=True):
+            yield dict(zip(keys, row, strict=True))
+
+
+@dataclass(frozen=True, eq=False)
 class Case:
     """What is to be judged: images and classes by sorted id, objects to find, detections made."""
 
@@ -52,7 +93,7 @@ class Case:
     detections: Boxes
 
 
-def checked(ground_truth: dict, results: list[dict]) -> Case:
+def checked(ground_truth: dict, results: Sequence[dict]) -> Case:
     """Read a COCO ground truth and COCO results, or say which entry is wrong.
 
     An annotation without `area` gets that of its box; one without `iscrowd` is no crowd.
@@ -69,18 +110,13 @@ def checked(ground_truth: dict, results: list[dict]) -> Case:
     names = {category["id"]: category.get("name", category["id"]) for category in ground_truth["categories"]}
     shared = Counter(names.values())
     images, classes = _positions(image_ids), _positions(category_ids)
-    objects = [
-        _row(a, f"annotation {a.get('id', n)}", images, classes)
-        for n, a in enumerate(ground_truth["annotations"])
-    ]
-    detections = [_row(r, f"results[{n}]", images, classes, scored=True) for n, r in enumerate(results)]
     return Case(
         image_ids=image_ids,
         category_ids=category_ids,
         # Some exports name a class and its super-category alike: a report must not merge them.
         names=[f"{names[i]}" if shared[names[i]] == 1 else f"{names[i]} (id {i})" for i in category_ids],
-        objects=_columns(objects),
-        detections=_columns(detections),
+        objects=_boxes(ground_truth["annotations"], images, classes, scored=False),
+        detections=_boxes(results, images, classes, scored=True),
     )
 
 
@@ -94,6 +130,55 @@ def _ids(ground_truth: dict, key: str) -> list:
 
 def _positions(ids: list) -> dict:
     return {i: position for position, i in enumerate(ids)}
+
+
+def _boxes(entries: Sequence[dict], images: dict, classes: dict, scored: bool) -> Boxes:
+    """The entries as columns; looked at one by one only where they cannot be taken all at once."""
+    try:
+        return _at_once(entries, images, classes, scored)
+    except (KeyError, TypeError, ValueError, OverflowError):
+        what = "results[{}]" if scored else "annotation {}"
+        rows = [
+            _row(entry, what.format(n if scored else entry.get("id", n)), images, classes, scored)
+            for n, entry in enumerate(entries)
+        ]
+        return _columns(rows)
+
+
+def _at_once(entries: Sequence[dict], images: dict, classes: dict, scored: bool) -> Boxes:
+    """What `_row` makes of every entry, if all are plain; an error of some kind if one is not."""
+    if isinstance(entries, Results):
+        image_ids, category_ids = entries.image_ids.tolist(), entries.category_ids.tolist()
+        boxes, scores = entries.boxes_xywh, entries.scores
+    else:
+        image_ids, category_ids = ([entry[key] for entry in entries] for key in ("image_id", "category_id"))
+        listed = [entry["bbox"] for entry in entries]
+        if set(map(type, listed)) - {list, tuple} or set(map(len, listed)) - {4}:
+            raise ValueError("a box of another kind")
+        boxes = _plain(list(chain.from_iterable(listed))).reshape(-1, 4)
+        scores = _plain([entry["score"] for entry in entries]) if scored else np.zeros(len(entries))
+    areas, crowd = boxes[:, 2] * boxes[:, 3], np.zeros(len(boxes), bool)
+    if not scored:
+        sides = zip(entries, areas.tolist(), strict=True)
+        areas = _plain([entry.get("area", area) for entry, area in sides])
+        crowd = np.array([bool(entry.get("iscrowd", 0)) for entry in entries], bool)
+    finite = np.isfinite(boxes).all() and np.isfinite(scores).all()
+    if not finite or np.any(boxes[:, 2:] < 0) or not np.all(areas >= 0):
+        raise ValueError("an impossible number")
+    return Boxes(
+        boxes_xywh=boxes,
+        images=np.array([images[i] for i in image_ids], np.int64),
+        classes=np.array([classes[i] for i in category_ids], np.int64),
+        areas=areas,
+        crowd=crowd,
+        scores=scores,
+    )
+
+
+def _plain(values: list) -> np.ndarray:
+    if set(map(type, values)) - {int, float}:
+        raise ValueError("no plain numbers")
+    return np.array(values, np.float64)
 
 
 def _row(entry: dict, where: str, images: dict, classes: dict, scored: bool = False) -> tuple:

@@ -49,6 +49,8 @@ class Evaluation:
     """Wall time."""
     top_score: float | None = None
     """The highest score, known if nothing exceeded the model's threshold."""
+    reference: dict[str, float] | None = None
+    """The twelve as pycocotools finds them, if it was asked."""
 
     def __getitem__(self, name: str) -> float:
         return self.numbers[name]
@@ -82,6 +84,12 @@ class Evaluation:
         head = f"{self.images:,} images, {self.objects:,} objects, {self.detections:,} detections"
         remark = self.remark()
         return "\n".join([head, *([remark] if remark else []), "", *_aligned(rows), "", *_aligned(classes)])
+
+    def comparison(self) -> str:
+        """Our numbers, those of pycocotools, and how far they are apart, as aligned text."""
+        both = [(name, self.numbers[name], theirs) for name, theirs in (self.reference or {}).items()]
+        rows = [(name, f"{ours:.4f}", f"{theirs:.4f}", f"{ours - theirs:.0e}") for name, ours, theirs in both]
+        return "\n".join(_aligned([("", "ours", "coco", "apart"), *rows]))
 
     def remark(self) -> str:
         """One sentence if the numbers need one: nothing to find, nothing found, nothing right; else ""."""

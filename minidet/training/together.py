@@ -102,7 +102,8 @@ def check_alike(communicator: Communicator, model: Module, what: str) -> None:
 
 
 def evaluate_together(
-    communicator: Communicator, model: RetinaNet, dataset: Dataset, *, batch_size: int = 16, progress: bool = False
+    communicator: Communicator, model: RetinaNet, dataset: Dataset, *, batch_size: int = 16, progress: bool = False,
+    check: bool = False,
 ) -> Evaluation | None:
     """`evaluate`, each process detecting in its share of the images; the numbers are process 0's, else None."""
     began = perf_counter()
@@ -110,7 +111,8 @@ def evaluate_together(
     found = detections_of(
         model, dataset, batch_size=batch_size, progress=progress and rank == 0, rank=rank, size=size
     )
-    shares = communicator.gather(found)
+    shares = communicator.gather(list(found))
     if shares is None:
         return None
-    return judge(model, dataset, [one for share in shares for one in share], batch_size=batch_size, began=began)
+    results = [one for share in shares for one in share]
+    return judge(model, dataset, results, batch_size=batch_size, began=began, check=check)
