@@ -16,10 +16,10 @@ import json
 import tempfile
 from pathlib import Path
 
-import numpy as np
-
+from tests.benchmarks.layers import measure_layers
 from tests.benchmarks.problem import NETWORKS, Network
-from tests.benchmarks.turns import THREADS, Worker, cpu_model, disturbance, milliseconds, take_turns
+from tests.benchmarks.report import difference, heading, row_of
+from tests.benchmarks.turns import Worker, disturbance, milliseconds, take_turns
 
 LAYOUTS = ("NCHW", "channels_last")
 
@@ -29,6 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", choices=("r50", "small", "all", "none"), default="all")
     parser.add_argument("--layers", action="store_true", help="also every layer of the r50, beside im2col")
+    parser.add_argument("--images", type=int, default=1, metavar="N", help="batch of --layers (%(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there")
     parser.add_argument("--quick", action="store_true", help="few windows: to see that it works")
     options = parser.parse_args()
@@ -43,13 +44,10 @@ def main() -> None:
             )
         for n, network in enumerate(chosen):
             rows.append(measure(network, rounds, Path(folder), compiled=n == 0 and not options.quick))
+        if options.layers:
+            rows += measure_layers(options.images, 2 if options.quick else 5, Path(folder))
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1) + "\n")
-
-
-def heading(title: str) -> str:
-    """What every number below holds for."""
-    return f"\n{title}: {cpu_model()}; eager, float32, {THREADS} threads"
 
 
 def measure(network: Network, rounds: int, folder: Path, *, compiled: bool) -> dict:
@@ -96,27 +94,6 @@ def _ours(network: Network, weights: str, results: str) -> Worker:
         if worker.ask("compiled_bytes")["bytes"] == before:
             return worker
         worker.close()
-
-
-def row_of(name: str, ours: float, torch: float, error: float, ours_mib=None, torch_mib=None) -> dict:
-    """A row as the JSON has it."""
-    return {
-        "name": name,
-        "ours_ms": ours,
-        "torch_ms": torch,
-        "ratio": ours / torch,
-        "max_error": error,
-        "ours_peak_mib": ours_mib,
-        "torch_peak_mib": torch_mib,
-    }
-
-
-def difference(ours: Path, torch: Path) -> float:
-    """The largest error of any array, relative to the array's largest value: outputs, or losses and gradients."""
-    a, b = np.load(ours), np.load(torch)
-    if set(a) != set(b):
-        raise RuntimeError(f"the sides disagree about what there is: {sorted(set(a) ^ set(b))}")
-    return max(float(np.abs(a[name] - b[name]).max() / np.abs(b[name]).max()) for name in a)
 
 
 def print_profile(profile: dict) -> None:

@@ -19,6 +19,7 @@ from minidet.models.resnet import RESNET50
 from minidet.ops import conv2d, conv2d_levels
 from minidet.optim import SGD, AdamW
 from minidet.training.step import batch_gradient
+from tests.benchmarks.peak import peak_gflops
 from tests.benchmarks.problem import CLASSES, LAYERS, LEARNING_RATE, NETWORKS, WEIGHT_DECAY, batch, layer_arrays
 from tests.benchmarks.worker import serve
 
@@ -129,9 +130,10 @@ class LayerJob:
         self.bias = md.Tensor(bias, requires_grad=backward)
 
     def run(self) -> None:
-        """Once, with weights that have just changed."""
+        """Once; backward belongs to training, where the weights have just changed."""
         layer = self.layer
-        self.weight.touch()
+        if self.backward:
+            self.weight.touch()
         if len(layer.maps) > 1:
             y = conv2d_levels(self.x, tuple((side, side) for side in layer.maps), self.weight, self.bias)
         else:
@@ -153,5 +155,13 @@ class LayerJob:
         )
 
 
+class PeakJob:
+    """How fast the machine multiplies."""
+
+    def measure(self) -> dict:
+        """GFLOP/s."""
+        return {"gflops": peak_gflops()}
+
+
 if __name__ == "__main__":
-    serve({"network": NetworkJob, "layer": LayerJob})
+    serve({"network": NetworkJob, "layer": LayerJob, "peak": PeakJob})

@@ -67,9 +67,14 @@ class Layer:
         return f"{self.size}x{self.size} s{self.stride} {self.channels}->{self.filters} @{maps}"
 
     @property
+    def outputs(self) -> tuple[int, ...]:
+        """Sides of the maps that come out."""
+        return tuple(-(-side // self.stride) for side in self.maps)
+
+    @property
     def flops(self) -> float:
         """Of one forward pass over one image, by the definition: two for every multiplication."""
-        pixels = sum(-((-side // self.stride) ** 2) for side in self.maps)
+        pixels = sum(side**2 for side in self.outputs)
         return 2.0 * pixels * self.size**2 * self.channels * self.filters
 
 
@@ -116,7 +121,7 @@ def layer_arrays(layer: Layer, images: int) -> list[np.ndarray]:
     """x (N, S, C), weight (F, k, k, C), bias (F,) and dL/dy (N, S', F), levels one after the other."""
     rng = np.random.default_rng(0)
     inside = sum(side**2 for side in layer.maps)
-    outside = sum(-((-side // layer.stride) ** 2) for side in layer.maps)
+    outside = sum(side**2 for side in layer.outputs)
     shapes = [
         (images, inside, layer.channels),
         (layer.filters, layer.size, layer.size, layer.channels),

@@ -92,8 +92,7 @@ class LayerJob:
         self.layer, self.backward = LAYERS[index], backward
         format = {"memory_format": LAYOUTS[layout]}
         x, weight, bias, gy = layer_arrays(self.layer, images)
-        outputs = [-(-side // self.layer.stride) for side in self.layer.maps]
-        self.x, self.gy = _levels(x, self.layer.maps, format), _levels(gy, outputs, format)
+        self.x, self.gy = _levels(x, self.layer.maps, format), _levels(gy, self.layer.outputs, format)
         self.weight = torch.from_numpy(weight).permute(0, 3, 1, 2).contiguous(**format)
         self.bias = torch.from_numpy(bias)
         for tensor in (self.weight, self.bias, *(self.x if self.layer.channels > 3 else ())):

@@ -105,9 +105,3 @@ def _busy_seconds() -> float:
         int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
     )
     return (user + nice + system + interrupt + soft + steal) / os.sysconf("SC_CLK_TCK")
-
-
-def cpu_model() -> str:
-    """The processor, as the kernel calls it."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown CPU")
