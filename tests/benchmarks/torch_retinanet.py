@@ -170,13 +170,17 @@ def load(model: RetinaNet, state: dict[str, np.ndarray]) -> dict[str, np.ndarray
     return factors
 
 
+def pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
+    """torchvision.ops.box_iou."""
+    sides = torch.min(a[:, None, 2:], b[:, 2:]) - torch.max(a[:, None, :2], b[:, :2])
+    inside = sides.clamp(min=0).prod(dim=2)
+    areas = [(c[:, 2:] - c[:, :2]).prod(dim=1) for c in (a, b)]
+    return inside / (areas[0][:, None] + areas[1] - inside)
+
+
 def match(anchors: Tensor, boxes: Tensor, low_quality: bool) -> Tensor:
-    """The object of each anchor, -1 for background, -2 for ignored: torchvision's box_iou and Matcher."""
-    low = torch.max(boxes[:, None, :2], anchors[:, :2])
-    high = torch.min(boxes[:, None, 2:], anchors[:, 2:])
-    inside = (high - low).clamp(min=0).prod(dim=2)
-    areas = [(b[:, 2:] - b[:, :2]).prod(dim=1) for b in (boxes, anchors)]
-    iou = inside / (areas[0][:, None] + areas[1] - inside)
+    """The object of each anchor, -1 for background, -2 for ignored: torchvision's Matcher."""
+    iou = pairwise_iou(boxes, anchors)
     values, best = iou.max(dim=0)
     matches = best.clone()
     matches[values < 0.4] = -1
