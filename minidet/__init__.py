@@ -10,6 +10,7 @@
     found.draw().save("found.png")
 """
 
+from minidet import launcher  # noqa: F401  first: thread pools read their size when they are loaded
 from minidet.autograd import Tensor, checkpoint, no_grad
 from minidet.data import coco, shapes
 from minidet.detect import Found, detect

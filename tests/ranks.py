@@ -10,7 +10,7 @@ import numpy as np
 import tiny
 
 from minidet.data import Loader, Sample, shapes
-from minidet.training import SHAPES, train
+from minidet.training import SHAPES, NonFiniteError, train
 from minidet.training.communicator import Communicator, find_communicator
 from minidet.training.step import batch_gradient
 from minidet.training.together import average_statistics, check_alike, evaluate_together, pad_alike, sum_gradients
@@ -123,11 +123,21 @@ def difference(communicator: Communicator) -> dict[str, np.ndarray]:
     return {}
 
 
+def explosion(communicator: Communicator) -> dict[str, np.ndarray]:
+    """What is said of a loss that is no number any more."""
+    config = replace(SHAPES, images=60, batch_size=3, lr=1e25, clip=1e9, validations=0)
+    try:
+        train(tiny.model(), shapes("train", images=20, size=64), config=config, quiet=True, communicator=communicator)
+    except NonFiniteError as error:
+        return {"said": np.array(str(error))}
+    return {}
+
+
 def everything(communicator: Communicator) -> dict[str, np.ndarray]:
     """All of the above, "NAME OF THE FUNCTION: NAME" each."""
     return {
         f"{function.__name__}: {name}": array
-        for function in (gradients, fifty_steps, statistics, evaluation, difference)
+        for function in (gradients, fifty_steps, statistics, evaluation, difference, explosion)
         for name, array in function(communicator).items()
     }
 

@@ -2,38 +2,29 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
 import shutil
-import subprocess
+import signal
 import sys
-from pathlib import Path
+import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import ranks
+import tiny
+from processes import MPI, mpi, start
 
+from minidet import backend
+from minidet.cli import command
 from minidet.data import Loader, shapes
 from minidet.data.loader import share
+from minidet.launcher import SIZES, share_machine
 from minidet.models import presets
-from minidet.training.communicator import Alone
+from minidet.training import read_checkpoint
+from minidet.training.communicator import Alone, find_communicator
+from minidet.training.monitor import read_metrics
 
 PREPROCESS = presets.small(shapes().classes).preprocess
-MPIEXEC = shutil.which("mpiexec", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-
-MPI = MPIEXEC is not None and importlib.util.find_spec("mpi4py") is not None
-mpi = pytest.mark.skipif(not MPI, reason="needs mpiexec and mpi4py: pip install -e '.[mpi]'")
-
-
-def start(size: int, *command, **kwargs) -> subprocess.Popen:
-    """`mpiexec -n size python COMMAND`, one thread a process unless the environment says otherwise."""
-    environment = {"NUMBA_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"} | os.environ | kwargs.pop("env", {})
-    return subprocess.Popen(
-        [MPIEXEC, "-n", str(size), sys.executable, *map(str, command)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, **kwargs,
-    )  # fmt: skip
-
-
 @pytest.fixture(scope="module", params=[2, pytest.param(3, marks=pytest.mark.slow)])
 def found(request, tmp_path_factory):
     """What everything in ranks.py gives: alone, and in a list of what each process has."""
@@ -134,3 +125,164 @@ def test_a_bit_that_differs_is_noticed(found):
     for mine in everybody:
         assert str(mine["difference: said"]).startswith("the processes are no longer one training; they differ")
         assert "12 images seen" in str(mine["difference: said"])
+
+
+def test_an_explosion_is_explained_by_the_process_that_saw_it(found):
+    one, everybody = found
+    steps = [str(mine["explosion: said"]).partition(":")[0] for mine in (one, *everybody)]
+    assert len(set(steps)) == 1 and steps[0].startswith("step ")
+    said = str(everybody[0]["explosion: said"])
+    assert "The first value that is not finite: " in said and "nowhere" not in said and "a lower learning rate" in said
+
+
+# What processes are told, and what they take.
+
+
+def test_each_process_takes_its_part_of_the_machine():
+    def share(cores, **environment):
+        share_machine(environment, cores)
+        return environment
+
+    hydra = {"MPI_LOCALNRANKS": "4", "MPI_LOCALRANKID": "2"}
+    threads = dict.fromkeys(("NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "4")
+    assert share(16) == {}
+    assert share(16, MPI_LOCALNRANKS="1") == {"MPI_LOCALNRANKS": "1"}
+    assert share(16, **hydra) == hydra | threads | {"CUDA_VISIBLE_DEVICES": "2"}
+    assert share(2, **hydra)["NUMBA_NUM_THREADS"] == "1"
+    chosen = share(16, **hydra, NUMBA_NUM_THREADS="7", CUDA_VISIBLE_DEVICES="9,8,5,4")
+    assert (chosen["NUMBA_NUM_THREADS"], chosen["CUDA_VISIBLE_DEVICES"]) == ("7", "5")
+    open_mpi = {"OMPI_COMM_WORLD_LOCAL_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_RANK": "1"}
+    assert share(4, **open_mpi, CUDA_VISIBLE_DEVICES="0")["CUDA_VISIBLE_DEVICES"] == "0"  # one for both
+    assert share(4, **open_mpi)["NUMBA_NUM_THREADS"] == "2"
+
+
+def test_one_process_never_imports_mpi4py(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mpi4py", None)  # importing it fails
+    for environment in ({}, {"PMI_SIZE": "1"}, {"OMPI_COMM_WORLD_SIZE": "1"}):
+        assert isinstance(found_in(environment, monkeypatch), Alone)
+    with pytest.raises(RuntimeError, match=r"mpi4py cannot be used .*pip install 'minidet\[mpi\]', or run without"):
+        found_in({"PMI_SIZE": "2"}, monkeypatch)
+    assert command.main(["detect", "run", "picture", "--out", "found"]) == 2
+
+
+def found_in(environment, monkeypatch):
+    """What `find_communicator` finds there."""
+    for name in SIZES:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    find_communicator.cache_clear()
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # put back afterwards
+    return find_communicator()
+
+
+@pytest.fixture
+def fake_mpi(monkeypatch):
+    """mpi4py for one process, which counts what it is asked."""
+    world = SimpleNamespace(rank=0, size=2, asked=[])
+    world.Allreduce = lambda *arguments: world.asked.append(arguments)
+    world.Abort = lambda status: world.asked.append(status)
+    MPI = SimpleNamespace(COMM_WORLD=world, IN_PLACE="in place", MAX="max", Get_library_version=lambda: "MPI 0\nx")
+    monkeypatch.setitem(sys.modules, "mpi4py", SimpleNamespace(MPI=MPI))
+    yield world
+    find_communicator.cache_clear()
+
+
+def test_another_mpi_than_the_launchers_is_noticed(fake_mpi, monkeypatch):
+    with pytest.raises(RuntimeError, match=r"mpiexec started 3 processes, but mpi4py sees 2: .*\(MPI 0\)"):
+        found_in({"OMPI_COMM_WORLD_SIZE": "3"}, monkeypatch)
+
+
+def test_arrays_on_a_gpu_are_summed_by_nccl(fake_mpi, monkeypatch):
+    """As far as that can be seen without one: which library is asked for the sum."""
+    asked = []
+    nccl = SimpleNamespace(all_reduce=lambda x, y: asked.append((x, y)))
+    monkeypatch.setattr(backend, "library", lambda x: "cupy")
+    monkeypatch.setattr(backend, "sums_over_gpus", lambda size, rank: asked.append((size, rank)) or nccl)
+    communicator, x = found_in({"PMI_SIZE": "2"}, monkeypatch), np.ones(3)
+    communicator.all_sum(x)
+    communicator.all_sum(x)
+    assert asked[0] == (2, 0) and all(a is b is x for a, b in asked[1:]) and len(asked) == 3
+    assert fake_mpi.asked == []
+
+
+def test_an_exception_that_nobody_catches_ends_all(fake_mpi, monkeypatch, capsys):
+    found_in({"PMI_SIZE": "2"}, monkeypatch)
+    error = ValueError("the cause")
+    sys.excepthook(ValueError, error, None)
+    said = capsys.readouterr().err
+    assert "ValueError: the cause" in said and "(process 0 of 2; it ends the others)" in said
+    assert fake_mpi.asked == [1]
+
+
+# The command.
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny.coco_folder(tmp_path_factory.mktemp("pictures"))
+
+
+@mpi
+def test_an_error_in_one_process_ends_all_with_its_cause(folder, tmp_path):
+    """A picture that only the second process opens cannot be read."""
+    data = shutil.copytree(folder, tmp_path / "data")
+    broken = sorted(data.rglob("*.png"))[0]
+    flags = ["--out", tmp_path / "run", "--images", "80", "--batch-size", "8", *tiny.NETWORK]
+    broken.write_bytes(b"no picture")
+    process = start(2, "-m", "minidet", "train", "--data", data, *flags)
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 2
+    assert said.count(broken.name) == 1 and said.count("it ends the others") == 1
+    assert "Traceback" not in said
+
+
+@mpi
+@pytest.mark.slow
+def test_an_error_of_all_processes_is_told_once(folder, tmp_path):
+    process = start(2, "-m", "minidet", "train", "--data", folder, "--out", tmp_path, "--resume")
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 2
+    assert said.count(f"minidet: {tmp_path}/last.safetensors: no such checkpoint") == 1
+
+
+@mpi
+@pytest.mark.slow
+def test_an_uncaught_error_in_a_program_of_ones_own(tmp_path):
+    """Without care the first process would wait for the second one forever."""
+    program = """
+import numpy as np
+from minidet.training.communicator import find_communicator
+communicator = find_communicator()
+assert communicator.rank == 0, "the cause"
+communicator.all_sum(np.ones(3))
+"""
+    process = start(2, "-c", program)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "AssertionError: the cause" in said and "(process 1 of 2; it ends the others)" in said
+
+
+@mpi
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
+def test_interrupting_mpiexec_saves_and_goes_on(number, folder, tmp_path):
+    """Both processes finish the same step; what was saved goes on to the weights of a training never stopped."""
+    flags = ["--images", "400", "--batch-size", "2", "--set", "validations=0", "--set", "samples=0", *tiny.NETWORK]
+    train = ["-m", "minidet", "train", "--data", folder, "--out"]
+    whole = start(2, *train, tmp_path / "whole", *flags, "--quiet")
+    out = tmp_path / "parts"
+    process = start(2, *train, out, *flags)
+    while len(read_metrics(out / "metrics.csv")) < 2 and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert said.count("stopping after this step") == said.count("of 400 images: saved in") == 1
+    assert read_checkpoint(out).training["state"]["position"] < 400
+    on = start(2, *train, out, "--resume", "--quiet")
+    for one in (on, whole):
+        assert one.communicate(timeout=300) and one.returncode == 0
+    expected = read_checkpoint(tmp_path / "whole" / "last.safetensors").weights
+    for name, array in read_checkpoint(out / "last.safetensors").weights.items():
+        np.testing.assert_array_equal(array, expected[name], err_msg=name)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 
 from minidet.cli import detect, eval, train
 from minidet.training import NonFiniteError
+from minidet.training.communicator import find_communicator
+from minidet.training.interrupt import Stopped
 
 SUBCOMMANDS = (train, eval, detect)
 
@@ -42,22 +46,34 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status: 0, 2 after a user's mistake, 130 after Ctrl-C."""
+    """Run the command; returns its exit status: 0, 2 after a user's mistake, 130 after Ctrl-C.
+
+    Of the processes that mpiexec started the first one speaks; an error in any of them ends all.
+    """
     parser = _parser()
     options, unknown = parser.parse_known_args(arguments)
     if unknown:  # the subcommand's parser knows the options that could have been meant
         options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
-        options.run(options)
-    except KeyboardInterrupt as stop:
-        print(f"minidet: {str(stop) or 'interrupted'}", file=sys.stderr)
-        return 130
-    except MemoryError as error:
-        print(f"minidet: out of memory: {str(error) or 'no details'}; try a smaller --batch-size", file=sys.stderr)
-        return 2
-    except (ValueError, OSError, NonFiniteError, RuntimeError) as error:
+        communicator = find_communicator()
+    except RuntimeError as error:
         print(f"minidet: {error}", file=sys.stderr)
         return 2
+    try:
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere if communicator.rank else sys.stdout):
+            options.run(options)
+    except Stopped as stop:
+        if communicator.rank == 0:
+            print(f"minidet: {stop}", file=sys.stderr)
+        return 130
+    except MemoryError as error:
+    except KeyboardInterrupt:
+        return communicator.fail("minidet: interrupted", 130)
+        return communicator.fail(
+            f"minidet: out of memory: {str(error) or 'no details'}; try a smaller --batch-size", 2
+        )
+    except (ValueError, OSError, NonFiniteError, RuntimeError) as error:
+        return communicator.fail(f"minidet: {error}", 2)
     return 0
 
 

@@ -53,7 +53,7 @@ def write_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
     """Put the checkpoint at `path`; whatever happens meanwhile, a whole file stands there.
 
     Written beside the place under a temporary name, forced to disk, then renamed over the old one, which is
-    atomic within a folder.  What a killed process left half written there is removed.
+    atomic within a folder.  What a killed process left half written in this folder is removed.
 
     Raises:
         OSError: if it cannot be written, as on a full disk; what stood there before still does.
@@ -78,7 +78,7 @@ def write_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        for unfinished in path.parent.glob(f".{path.name}.*.part"):
+        for unfinished in path.parent.glob(f".*{path.suffix}.*.part"):
             unfinished.unlink(missing_ok=True)
         with open(temporary, "wb") as file:
             file.write(content)
@@ -86,7 +86,10 @@ def write_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise OSError(f"{path}: the checkpoint cannot be written: {error}.  {_still_there(path)}") from error
+        raise OSError(
+            f"{path}: the checkpoint cannot be written: {error}.  What was saved before is whole: remove the cause (a "
+            "full disk?), then --resume goes on from there, or start again if nothing was saved yet"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
     _force_names_to_disk(path.parent)
@@ -196,13 +199,6 @@ def _check_format(path: Path, metadata: dict[str, str]) -> None:
 
 def _under(prefix: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name.removeprefix(prefix): a for name, a in arrays.items() if name.startswith(prefix)}
-
-
-def _still_there(path: Path) -> str:
-    """What to say of the checkpoint before, when the next one failed."""
-    if path.is_file():
-        return "The one before is whole; with the cause removed (a full disk?), --resume goes on from there"
-    return "There was none before: remove the cause (a full disk?) and start again"
 
 
 def _force_names_to_disk(folder: Path) -> None:

@@ -6,18 +6,20 @@
 
 from __future__ import annotations
 
-import json
+import io
 import os
 import sys
 import time
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from minidet import backend
 from minidet.backend import Array
 from minidet.launcher import SIZES, told
+
+Arrays = dict[str, np.ndarray]
 
 
 class Communicator(Protocol):
@@ -35,8 +37,8 @@ class Communicator(Protocol):
     def broadcast(self, values: np.ndarray) -> None:
         """Replace `values` by those of process 0."""
 
-    def gather(self, value: Any) -> list | None:
-        """Everybody's `value`, of JSON's types, in order of rank; in processes other than 0, None."""
+    def gather(self, arrays: Arrays) -> list[Arrays] | None:
+        """Everybody's arrays, by name, in order of rank; in processes other than 0, None."""
 
     def fail(self, message: str, status: int) -> int:
         """Say why this process ends, and end all others too; a process alone gets its exit status back."""
@@ -56,9 +58,9 @@ class Alone:
     def broadcast(self, values: np.ndarray) -> None:
         """Nobody to tell."""
 
-    def gather(self, value: Any) -> list:
-        """The one value."""
-        return [value]
+    def gather(self, arrays: Arrays) -> list[Arrays]:
+        """The arrays of the one."""
+        return [arrays]
 
     def fail(self, message: str, status: int) -> int:
         """Say why, and leave ending to the caller."""
@@ -109,16 +111,18 @@ class Mpi:
         """Replace `values` by those of process 0."""
         self._world.Bcast(values)
 
-    def gather(self, value: Any) -> list | None:
-        """Everybody's `value`, of JSON's types, in order of rank; in processes other than 0, None."""
-        mine = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    def gather(self, arrays: Arrays) -> list[Arrays] | None:
+        """Everybody's arrays, by name, in order of rank; in processes other than 0, None."""
+        packed = io.BytesIO()
+        np.savez(packed, **arrays)
+        mine = np.frombuffer(packed.getbuffer(), np.uint8)
         lengths = np.empty(self.size, np.int64)
         self._world.Allgather(np.array([mine.size]), lengths)
-        everything = np.empty(lengths.sum(), np.uint8)
-        self._world.Gatherv(mine, (everything, lengths) if self.rank == 0 else None)
+        everything = np.empty(lengths.sum() if self.rank == 0 else 0, np.uint8)
+        self._world.Gatherv(mine, (everything, lengths))
         if self.rank:
             return None
-        return [json.loads(text.tobytes()) for text in np.split(everything, np.cumsum(lengths)[:-1])]
+        return [dict(np.load(io.BytesIO(one))) for one in np.split(everything, np.cumsum(lengths)[:-1])]
 
     def fail(self, message: str, status: int) -> int:
         """Say why this process ends, and end all others too."""

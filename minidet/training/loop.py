@@ -249,8 +249,10 @@ def _non_finite(
         model, batch.images, lambda: batch_gradient(model, batch, config.accumulate, state.moving)
     )
     images = ", ".join(f"{number} ({name})" for number, name in zip(batch.image_ids, batch.names, strict=True))
-    everybody = communicator.gather([origin, images]) or []  # one process tells, of the first that found something
-    origin, images = next((told for told in everybody if not told[0].startswith("nowhere")), (origin, images))
+    told = communicator.gather({"origin": np.array(origin), "images": np.array(images)}) or []
+    for one in reversed(told):  # the first process speaks, for the first that found something
+        if not str(one["origin"]).startswith("nowhere"):
+            origin, images = one["origin"], one["images"]
     return NonFiniteError(
         f"step {state.steps + 1}: the loss is {loss} and the gradient's norm {norm}.\n"
         f"The first value that is not finite: {origin}.\n"

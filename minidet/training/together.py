@@ -15,6 +15,7 @@ from minidet.data.loader import Batch
 from minidet.data.sample import Dataset
 from minidet.evaluation import Evaluation
 from minidet.evaluation.evaluate import detections_of, judge
+from minidet.evaluation.inputs import Results
 from minidet.models import RetinaNet
 from minidet.nn import BatchNorm2d, Module
 from minidet.training.communicator import Communicator
@@ -102,7 +103,12 @@ def check_alike(communicator: Communicator, model: Module, what: str) -> None:
 
 
 def evaluate_together(
-    communicator: Communicator, model: RetinaNet, dataset: Dataset, *, batch_size: int = 16, progress: bool = False,
+    communicator: Communicator,
+    model: RetinaNet,
+    dataset: Dataset,
+    *,
+    batch_size: int = 16,
+    progress: bool = False,
     check: bool = False,
 ) -> Evaluation | None:
     """`evaluate`, each process detecting in its share of the images; the numbers are process 0's, else None."""
@@ -111,8 +117,8 @@ def evaluate_together(
     found = detections_of(
         model, dataset, batch_size=batch_size, progress=progress and rank == 0, rank=rank, size=size
     )
-    shares = communicator.gather(list(found))
+    shares = communicator.gather(vars(found))
     if shares is None:
         return None
-    results = [one for share in shares for one in share]
+    results = Results.joined([tuple(share.values()) for share in shares])
     return judge(model, dataset, results, batch_size=batch_size, began=began, check=check)
