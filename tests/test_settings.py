@@ -100,6 +100,11 @@ def test_differences_are_listed_by_path():
         ({"weight_decay": -1.0}, r"training: weight_decay must not be negative, got -1\.0"),
         ({"milestones": (-1,)}, "milestones must ascend, none below 0"),
         ({"images": 100, "warmup": 100}, "a warm-up of 100 images does not fit into a training of 100"),
+        ({"norm_weight_decay": -1.0}, r"training: norm_weight_decay must not be negative, got -1\.0"),
+        ({"aspect_factor": -1}, "training: aspect_factor must not be negative, got -1"),
+        ({"ema": 0}, r"training: ema and min_sizes must be at least 1, got 0 and \(\)"),
+        ({"min_sizes": (640, 0)}, r"got None and \(640, 0\)"),
+        ({"warmup_start": 2.0}, r"warmup_start must be in \[0, 1\], got 2\.0"),
         ({"lr": 0.0}, r"training: lr must be above 0, got 0\.0"),
     ],
 )
@@ -109,12 +114,13 @@ def test_impossible_recipes(changes, message):
 
 
 def test_the_recipe_scales_its_rate_and_says_so():
-    config = replace(FINE_TUNE, accumulate=2, milestones=(100, 200), cooldown=0.1)
+    config = replace(FINE_TUNE, accumulate=2, milestones=(100, 200), cooldown=0.1, min_sizes=(240, 320), ema=1000)
     assert config.schedule().peak == pytest.approx(1e-3)
     assert config.summary(205) == (
         "5,200 images = 25.37 epochs of 205; 1,300 steps of 4, each in 2 parts\n"
         "AdamW, learning rate 0.001 (= 0.004 * 4 / 16, the linear rule), warm-up 520 images, "
-        "x 0.1 at 100, 200 images, cosine to 0, linear to 0 over the last 10%, backbone x 0.25"
+        "x 0.1 at 100, 200 images, cosine to 0, linear to 0 over the last 10%, "
+        "shorter sides of 240, 320 px, weights averaged over 1,000 images, backbone x 0.25"
     )
     assert TrainConfig(images=30_000).schedule().warmup == 1_600
 
@@ -131,6 +137,25 @@ def test_the_optimizer_leaves_out_what_is_frozen_and_slows_the_backbone():
     model.backbone.freeze()
     with pytest.raises(ValueError, match="backbone_lr_scale is set, but no trainable parameter"):
         FINE_TUNE.optimizer(model)
+
+
+def test_norms_may_decay_on_their_own():
+    model = RetinaNet(presets.small(("a",)))
+    config = replace(TrainConfig(), weight_decay=0.05, norm_weight_decay=0.0, backbone_lr_scale=0.5)
+    decays = {name: (g.lr_scale, g.weight_decay) for g in config.optimizer(model).groups for name in g.parameters}
+    assert decays.keys() == dict(model.named_parameters()).keys()
+    for name, (scale, decay) in decays.items():
+        assert decay == (0.0 if ".norm." in name else 0.05), name
+        assert scale == (0.5 if name.startswith("backbone.") else 1.0), name
+    assert {decay for _, decay in decays.values()} == {0.0, 0.05}
+
+
+def test_a_training_is_stretched_with_its_milestones():
+    config = TrainConfig(images=90, warmup=10, milestones=(60, 80), cooldown=0.0)
+    assert config.stretched(90) is config
+    assert config.stretched(270) == replace(config, images=270, milestones=(180, 240))
+    assert config.stretched(45) == replace(config, images=45, milestones=(30, 40), warmup=4)
+    assert SHAPES.stretched(100) == replace(SHAPES, images=100)
 
 
 def test_every_preset_is_read_as_its_own_class():

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from minidet.autograd import Tensor
 from minidet.data.augment import Augment
 from minidet.models import RetinaNet
+from minidet.nn import BatchNorm2d, GroupNorm
 from minidet.optim import SGD, AdamW, Optimizer, ParameterGroup, Schedule, linear_rule
 
 WARMUP = 1_600  # images: 100 steps of 16; a short training warms up over its first tenth instead
@@ -34,10 +36,14 @@ class TrainConfig:
     """Peak learning rate for batches of 16; the linear rule scales it to `batch_size`."""
     weight_decay: float = 1e-4
     """Of all parameters.  Source: section 4.1 "Optimization"."""
+    norm_weight_decay: float | None = None
+    """Of the weights and biases of norms; None: the same."""
     backbone_lr_scale: float = 1.0
     """Factor on the rate of a backbone that is pretrained and should only drift."""
     warmup: int | None = None
     """Images until the rate has grown to its peak; None: 1,600, or a tenth of a shorter training."""
+    warmup_start: float = 1 / 1000
+    """Part of the peak that the first step has."""
     milestones: tuple[int, ...] = ()
     """Images seen at which the rate is divided by 10 (the paper: at 2/3 and 8/9 of the training)."""
     cosine: bool = False
@@ -48,6 +54,15 @@ class TrainConfig:
     """Longest gradient, all parameters together; None: as long as it comes."""
     augment: Augment = field(default_factory=Augment)
     """Random flips of the training images."""
+    min_sizes: tuple[int, ...] = ()
+    """Pixels of the shorter side, one drawn for every training image; none: always the model's
+    preprocess.min_size, which validation keeps to in any case."""
+    aspect_factor: int | None = None
+    """Batches of images of like shape, which saves padding: 0 sorts into narrow and wide, k into 2 k + 2 groups
+    (data/grouping.py).  None: as they come."""
+    ema: int | None = None
+    """Images over which weights are averaged, exponentially; the mean is what is validated and detects.  None:
+    the weights of the last step."""
     seed: int = 0
     """Decides order and augmentation, at every position anew."""
     workers: int = 0
@@ -72,9 +87,11 @@ class TrainConfig:
             raise ValueError(f"training: clip must be above 0, or None for no clipping, got {self.clip}")
         if not self.lr > 0:
             raise ValueError(f"training: lr must be above 0, got {self.lr}")
-        for name in ("backbone_lr_scale", "weight_decay"):
-            if getattr(self, name) < 0:
+        for name in ("backbone_lr_scale", "weight_decay", "norm_weight_decay", "aspect_factor"):
+            if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"training: {name} must not be negative, got {getattr(self, name)}")
+        if (self.ema is not None and self.ema < 1) or min(self.min_sizes, default=1) < 1:
+            raise ValueError(f"training: ema and min_sizes must be at least 1, got {self.ema} and {self.min_sizes}")
         if self.warmup is not None and self.warmup >= self.images:
             raise ValueError(
                 f"training: a warm-up of {self.warmup} images does not fit into a training of {self.images}"
@@ -87,6 +104,7 @@ class TrainConfig:
             linear_rule(self.lr, self.batch_size),
             self.images,
             warmup=min(WARMUP, self.images // 10) if self.warmup is None else self.warmup,
+            warmup_start=self.warmup_start,
             milestones=self.milestones,
             cosine=self.cosine,
             cooldown=self.cooldown,
@@ -94,21 +112,31 @@ class TrainConfig:
 
     def optimizer(self, model: RetinaNet) -> Optimizer:
         """The rule, with every trainable parameter of `model`, the backbone's in a group of their own."""
-        backbone, rest = {}, {}
+        norms = [module for _, module in model.named_modules() if isinstance(module, BatchNorm2d | GroupNorm)]
+        of_norms = {id(parameter) for norm in norms for parameter in norm.parameters()}
+        groups: dict[tuple[float, float], dict[str, Tensor]] = {}
+        in_backbone = 0
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
-                (backbone if name.startswith("backbone.") else rest)[name] = parameter
-        if self.backbone_lr_scale != 1 and not backbone:
+                scale, decay = 1.0, self.weight_decay
+                if name.startswith("backbone."):
+                    scale, in_backbone = self.backbone_lr_scale, in_backbone + 1
+                if id(parameter) in of_norms and self.norm_weight_decay is not None:
+                    decay = self.norm_weight_decay
+                groups.setdefault((scale, decay), {})[name] = parameter
+        if self.backbone_lr_scale != 1 and not in_backbone:
             raise ValueError(
                 "training: backbone_lr_scale is set, but no trainable parameter is called backbone.*"
             )
-        return Optimizer(
-            self.rule,
-            [
-                ParameterGroup(backbone, self.backbone_lr_scale, self.weight_decay),
-                ParameterGroup(rest, 1.0, self.weight_decay),
-            ],
-        )
+        return Optimizer(self.rule, [ParameterGroup(parameters, *how) for how, parameters in groups.items()])
+
+    def stretched(self, images: int) -> TrainConfig:
+        """The same training over more or fewer images: milestones move along, a warm-up stays if it is short."""
+        if images == self.images:
+            return self
+        milestones = tuple(round(m * images / self.images) for m in self.milestones)
+        warmup = None if self.warmup is None else min(self.warmup, images // 10)
+        return replace(self, images=images, milestones=milestones, warmup=warmup)
 
     def summary(self, dataset_length: int) -> str:
         """What will happen, in two lines: the numbers behind the settings."""
@@ -121,6 +149,10 @@ class TrainConfig:
             shape.append("cosine to 0")
         if self.cooldown:
             shape.append(f"linear to 0 over the last {self.cooldown:.0%}")
+        if self.min_sizes:
+            shape.append(f"shorter sides of {', '.join(map(str, self.min_sizes))} px")
+        if self.ema:
+            shape.append(f"weights averaged over {self.ema:,} images")
         if self.backbone_lr_scale != 1:
             shape.append(f"backbone x {self.backbone_lr_scale:g}")
         return (

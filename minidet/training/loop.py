@@ -18,6 +18,7 @@ from minidet.evaluation import Evaluation
 from minidet.kernels.trust import first_run
 from minidet.models import RetinaNet
 from minidet.optim import Optimizer, clip_grad_norm, gradient_norm
+from minidet.training.average import WeightAverage
 from minidet.training.blame import NonFiniteError, first_non_finite
 from minidet.training.checkpoint import BEST, LAST, CheckpointError, read_checkpoint, write_checkpoint
 from minidet.training.communicator import Communicator, find_communicator
@@ -86,11 +87,11 @@ def train(
     out = None if out is None else Path(out)
     communicator = communicator or find_communicator()
     leads = communicator.rank == 0
-    optimizer, state = config.optimizer(model), TrainingState()
+    optimizer, state, average = config.optimizer(model), TrainingState(), WeightAverage(model, config.ema)
     if resume:
         if out is None:
             raise ValueError("train: to resume, say where: out=FOLDER")
-        state = _resumed(out / LAST, model, optimizer, config, dataset)
+        state = _resumed(out / LAST, model, optimizer, config, dataset, average)
     elif out is not None and (out / LAST).exists():
         raise ValueError(f"train: {out} already holds a training: resume it (--resume), or choose another folder")
     validating = validate is not None and config.validations > 0
@@ -100,16 +101,17 @@ def train(
     def save(name: str) -> None:
         check_alike(communicator, model, f"{state.position} images seen")
         if out is not None and leads:
-            write_checkpoint(out / name, capture(model, optimizer, config, state, dataset))
+            write_checkpoint(out / name, capture(model, optimizer, config, state, dataset, average))
 
     def judge() -> None:
         nonlocal state, evaluation, judged
         # As many images at once as a step takes: what fits in training fits here.
         batch_size = max(1, config.batch_size // (config.accumulate * communicator.size))
-        if evaluator is None:
-            evaluation = evaluate_together(communicator, model, validate, batch_size=batch_size)
-        else:
-            evaluation = evaluator(model, validate, batch_size=batch_size)
+        with average.in_place(model):
+            if evaluator is None:
+                evaluation = evaluate_together(communicator, model, validate, batch_size=batch_size)
+            else:
+                evaluation = evaluator(model, validate, batch_size=batch_size)
         scores = np.array([evaluation["AP"], evaluation["AP50"]] if leads else [0.0, 0.0])
         communicator.broadcast(scores)
         AP, AP50 = scores.tolist()
@@ -123,7 +125,8 @@ def train(
 
     loader = Loader(
         dataset, model.config.preprocess, batch_size=config.batch_size, seed=config.seed, images=config.images,
-        start=state.position, augment=config.augment, workers=config.workers,
+        start=state.position, augment=config.augment, min_sizes=config.min_sizes,
+        aspect_factor=config.aspect_factor, workers=config.workers,
         rank=communicator.rank, size=communicator.size,
     )  # fmt: skip
     model.train()
@@ -149,6 +152,7 @@ def train(
         for batch in loader:
             before = state.position
             state, record = _step(model, batch, optimizer, config, state, communicator)
+            average.update(model, before, batch.whole)
             monitor.record(record)
             stopping = stop()
             validate_now = validating and _due(config.validations, config.images, before, state.position)
@@ -164,6 +168,8 @@ def train(
         if validating and not judged:  # resumed after the last step
             judge()
         history = monitor.history
+    if config.ema:
+        model.load_state_dict(average.weights(model))
     if out is not None and leads:
         write_report(out, history, evaluation, state)
         draw_samples(model, dataset if validate is None else validate, config.samples, out / "samples.png")
@@ -171,10 +177,15 @@ def train(
 
 
 def _resumed(
-    path: Path, model: RetinaNet, optimizer: Optimizer, config: TrainConfig, dataset: Dataset
+    path: Path,
+    model: RetinaNet,
+    optimizer: Optimizer,
+    config: TrainConfig,
+    dataset: Dataset,
+    average: WeightAverage,
 ) -> TrainingState:
     try:
-        return restore(read_checkpoint(path), model, optimizer, config, dataset)
+        return restore(read_checkpoint(path), model, optimizer, config, dataset, average)
     except ValueError as error:
         raise CheckpointError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
 

@@ -1,6 +1,7 @@
 """Everything the next step of a training depends on, named in one place.
 
     weights, running statistics       model.state_dict()
+    their mean over the last steps    WeightAverage.mean              (training/average.py)
     velocities, moments, step counts  optimizer.state_dict()
     learning rate                     a function of the position      (optim/schedule.py)
     order, augmentation               functions of seed, position and the number of images  (data/loader.py)
@@ -16,11 +17,14 @@ from dataclasses import dataclass
 
 from minidet.data.sample import Dataset
 from minidet.detection.criterion import MOVING_START
-from minidet.models import RetinaNet
+from minidet.models import RetinaNet, RetinaNetConfig
 from minidet.optim import Optimizer
+from minidet.training.average import WeightAverage
 from minidet.training.checkpoint import Checkpoint, CheckpointError
 from minidet.training.config import FREE, TrainConfig
 from minidet.training.settings import differences, from_json, to_json
+
+OWN = "own."  # what weights that are stepped are called in a checkpoint, where the mean ones take their place
 
 
 @dataclass(frozen=True)
@@ -42,23 +46,34 @@ class TrainingState:
 
 
 def capture(
-    model: RetinaNet, optimizer: Optimizer, config: TrainConfig, state: TrainingState, dataset: Dataset
+    model: RetinaNet,
+    optimizer: Optimizer,
+    config: TrainConfig,
+    state: TrainingState,
+    dataset: Dataset,
+    average: WeightAverage,
 ) -> Checkpoint:
-    """All of it, as a checkpoint."""
+    """All of it, as a checkpoint whose weights are those to detect with: the mean ones, where there is a mean."""
+    own = {} if config.ema is None else {OWN + name: array for name, array in model.state_dict().items()}
     return Checkpoint(
         model=to_json(model.config),
         classes=tuple(dataset.classes),
         category_ids=tuple(dataset.category_ids),
-        weights=model.state_dict(),
-        optimizer=optimizer.state_dict(),
+        weights=average.weights(model),
+        optimizer=optimizer.state_dict() | own,
         training={"config": to_json(config), "state": to_json(state), "dataset_length": len(dataset)},
     )
 
 
 def restore(
-    checkpoint: Checkpoint, model: RetinaNet, optimizer: Optimizer, config: TrainConfig, dataset: Dataset
+    checkpoint: Checkpoint,
+    model: RetinaNet,
+    optimizer: Optimizer,
+    config: TrainConfig,
+    dataset: Dataset,
+    average: WeightAverage,
 ) -> TrainingState:
-    """Put model and optimizer where the checkpoint was taken, and say where that is.
+    """Put model, optimizer and mean where the checkpoint was taken, and say where that is.
 
     Raises:
         CheckpointError: if the checkpoint is of another model, data set or recipe: it would then not be the
@@ -82,10 +97,13 @@ def restore(
             f"the checkpoint was trained on {length:,} images, but the data has {len(dataset):,}: their order, "
             "and so what comes next, would be another.  To train on from these weights use --init"
         )
-    changed = [f"model.{line}" for line in differences(checkpoint.model, to_json(model.config))]
+    # Read and written again: a setting that is younger than the checkpoint had its default.
+    saved_model = to_json(from_json(RetinaNetConfig, checkpoint.model, "model"))
+    saved = to_json(from_json(TrainConfig, checkpoint.training["config"], "training"))
+    changed = [f"model.{line}" for line in differences(saved_model, to_json(model.config))]
     changed += [
         line
-        for line in differences(checkpoint.training["config"], to_json(config))
+        for line in differences(saved, to_json(config))
         if line.partition(":")[0] not in FREE
     ]
     if changed:
@@ -95,8 +113,10 @@ def restore(
             + ".  To start a new training from these weights use --init"
         )
     state = from_json(TrainingState, checkpoint.training["state"])
-    model.load_state_dict(checkpoint.weights)
-    optimizer.load_state_dict(checkpoint.optimizer)
+    own = {name.removeprefix(OWN): a for name, a in checkpoint.optimizer.items() if name.startswith(OWN)}
+    average.load(checkpoint.weights)
+    model.load_state_dict(own or checkpoint.weights)
+    optimizer.load_state_dict({name: a for name, a in checkpoint.optimizer.items() if not name.startswith(OWN)})
     return state
 
 
