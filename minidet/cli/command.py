@@ -10,12 +10,12 @@ import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 
-from minidet.cli import detect, eval, train
+from minidet.cli import detect, download, eval, train
 from minidet.training import NonFiniteError
 from minidet.training.communicator import find_communicator
 from minidet.training.interrupt import Stopped
 
-SUBCOMMANDS = (train, eval, detect)
+SUBCOMMANDS = (train, eval, detect, download)
 
 EXAMPLES = """\
 examples:
@@ -66,9 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if communicator.rank == 0:
             print(f"minidet: {stop}", file=sys.stderr)
         return 130
-    except MemoryError as error:
     except KeyboardInterrupt:
         return communicator.fail("minidet: interrupted", 130)
+    except MemoryError as error:
         return communicator.fail(
             f"minidet: out of memory: {str(error) or 'no details'}; try a smaller --batch-size", 2
         )
