@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -142,6 +143,26 @@ def everything(communicator: Communicator) -> dict[str, np.ndarray]:
     }
 
 
+def memory(communicator: Communicator) -> dict[str, np.ndarray]:
+    """Resident bytes after every hundredth of 1,000 steps."""
+    data, resident = shapes("train", images=20, size=64), []
+
+    class Watched(Sizes):
+        def __getitem__(self, index: int) -> Sample:
+            if self.taken % 100 == 0:
+                pages = int(Path("/proc/self/statm").read_text().split()[1])
+                resident.append(pages * os.sysconf("SC_PAGE_SIZE"))
+            self.taken += 1
+            return data[index]
+
+    watched = Watched(20)
+    watched.taken = 0
+    config = replace(SHAPES, images=2_000, batch_size=2, validations=0, checkpoints=5)
+    train(tiny.model(), watched, config=config, quiet=True, communicator=communicator)
+    return {"bytes": np.array(resident)}
+
+
 if __name__ == "__main__":
     communicator = find_communicator()
-    np.savez(Path(sys.argv[1]) / f"{communicator.rank}.npz", **everything(communicator))
+    found = globals()[sys.argv[2]](communicator)
+    np.savez(Path(sys.argv[1]) / f"{communicator.rank}.npz", **found)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -25,20 +29,29 @@ from minidet.training.communicator import Alone, find_communicator
 from minidet.training.monitor import read_metrics
 
 PREPROCESS = presets.small(shapes().classes).preprocess
+
+
 @pytest.fixture(scope="module", params=[2, pytest.param(3, marks=pytest.mark.slow)])
 def found(request, tmp_path_factory):
     """What everything in ranks.py gives: alone, and in a list of what each process has."""
     if not MPI:
         pytest.skip("needs mpiexec and mpi4py: pip install -e '.[mpi]'")
-    out = tmp_path_factory.mktemp("ranks")
-    process = start(request.param, ranks.__file__, out)
-    try:
+    with running(request.param, "everything", tmp_path_factory.mktemp("ranks")) as everybody:
         one = ranks.everything(Alone())
-        _, said = process.communicate(timeout=300)
+    return one, everybody
+
+
+@contextmanager
+def running(size: int, what: str, out: Path) -> Iterator[list[dict[str, np.ndarray]]]:
+    """While so many processes run `ranks.WHAT`; afterwards the list holds what each of them found."""
+    process, everybody = start(size, ranks.__file__, out, what), []
+    try:
+        yield everybody
+        _, said = process.communicate(timeout=1800)
     finally:
         process.kill()
     assert process.returncode == 0, said
-    return one, [dict(np.load(out / f"{rank}.npz")) for rank in range(request.param)]
+    everybody += [dict(np.load(out / f"{rank}.npz")) for rank in range(size)]
 
 
 def under(prefix: str, arrays: dict) -> dict:
@@ -133,6 +146,18 @@ def test_an_explosion_is_explained_by_the_process_that_saw_it(found):
     assert len(set(steps)) == 1 and steps[0].startswith("step ")
     said = str(everybody[0]["explosion: said"])
     assert "The first value that is not finite: " in said and "nowhere" not in said and "a lower learning rate" in said
+
+
+@mpi
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
+def test_memory_does_not_grow_over_a_thousand_steps(tmp_path):
+    with running(2, "memory", tmp_path) as everybody:
+        pass
+    for rank, mine in enumerate(everybody):
+        MiB = mine["bytes"] / 2**20
+        print(f"process {rank}: {MiB[2]:.1f} MiB after 200 steps, {MiB[-1]:.1f} MiB after 900")
+        assert len(MiB) == 10 and MiB[-1] - MiB[2] < 2
 
 
 # What processes are told, and what they take.
@@ -286,3 +311,24 @@ def test_interrupting_mpiexec_saves_and_goes_on(number, folder, tmp_path):
     expected = read_checkpoint(tmp_path / "whole" / "last.safetensors").weights
     for name, array in read_checkpoint(out / "last.safetensors").weights.items():
         np.testing.assert_array_equal(array, expected[name], err_msg=name)
+
+
+@mpi
+@pytest.mark.slow
+def test_two_processes_leave_one_run(folder, tmp_path):
+    """The first process writes and speaks; and evaluation by two has the numbers of one."""
+    out, numbers = tmp_path / "run", []
+    flags = ["--images", "24", "--batch-size", "4", "--set", "validations=2", *tiny.NETWORK]
+    train = start(2, "-m", "minidet", "train", "--data", folder, "--out", out, *flags)
+    printed, _ = train.communicate(timeout=1800)
+    assert train.returncode == 0
+    for line in ("2 processes share every batch; threads in each: 1", "12 images: AP", "24 images: AP", f"in {out}: "):
+        assert printed.count(line) == 1
+    rows = read_metrics(out / "metrics.csv")
+    assert [(row.position, row.AP is None) for row in rows] == [(4 * n, n not in (3, 6)) for n in range(1, 7)]
+    for size in (1, 2):
+        judged = start(size, "-m", "minidet", "eval", out, "--data", folder, "--out", tmp_path / str(size))
+        assert judged.communicate(timeout=1800)[0].count("3 images, ") == 1
+        numbers.append(json.loads((tmp_path / str(size) / "metrics.json").read_text()))
+        del numbers[-1]["seconds"]
+    assert numbers[0] == numbers[1] and numbers[0]["AR100"] > 0

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -156,10 +157,10 @@ def test_a_table_that_does_not_fit_says_its_name(tmp_path, monkeypatch):
     run(tmp_path)
     rows = read_metrics(tmp_path / "metrics.csv")
 
-    def full(old, new):
+    def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("minidet.training.monitor.os.replace", full)
+    monkeypatch.setattr("minidet.training.monitor.open", full, raising=False)
     with pytest.raises(OSError, match=r"metrics\.csv: cannot be written: .*No space left on device"):
         run(tmp_path, resume=True)
     assert read_metrics(tmp_path / "metrics.csv") == rows
@@ -182,15 +183,53 @@ def test_a_checkpoint_without_settings_cannot_be_continued(tmp_path):
         run(tmp_path, resume=True)
 
 
+ENOUGH = 1800  # seconds for a training to end by itself, on a machine that does other things too
+
+LONG = [
+    "--images", "160", "--batch-size", "2", "--set", "validations=4", "--set", "samples=0", "--quiet", *tiny.NETWORK,
+]  # fmt: skip
+
+
+SMALL_DISK = """
+mount -t tmpfs -o size=$4 none "$1" || exit 77
+"$2" -m minidet train --data "$3" --out "$1/run" {flags} && exit 1
+find "$1/run" -name '.*' | grep . && exit 2
+mount -o remount,size=50m "$1"
+"$2" -m minidet train --data "$3" --out "$1/run" --resume --quiet || exit 3
+cp -r "$1/run" "$5"
+"""
+"""A disk of a given size, a training that does not fit on it, and more room; the disk ends with the shell."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpoints", [0.5, 1.5, 2.5])
+def test_a_small_disk(checkpoints, tmp_path):
+    """With room for no checkpoint, for one and none beside it, and for two; each is written beside the old one."""
+    data = tiny.coco_folder(tmp_path / "data")
+    whole = Training(tmp_path / "whole", data, 1)
+    assert whole.end(ENOUGH)[0] == 0
+    size = int(checkpoints * (tmp_path / "whole" / LAST).stat().st_size)
+    (tmp_path / "disk").mkdir()
+    script = SMALL_DISK.format(flags=" ".join(f"'{flag}'" for flag in LONG))
+    if checkpoints < 1:
+        script = script.replace("--resume --quiet", " ".join(f"'{flag}'" for flag in LONG))
+    arguments = [tmp_path / "disk", sys.executable, data, size, tmp_path / "parts"]
+    done = subprocess.run(
+        ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, "sh", *map(str, arguments)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode in (77, 127) or "unshare" in done.stderr:
+        pytest.skip(f"cannot mount a file system here: {done.stderr}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "cannot be written: [Errno 28] No space left on device.  What was saved before is whole" in done.stderr
+    assert_same(tmp_path / "parts", tmp_path / "whole")
+
+
 # kill -9.
 
 
 MOMENTS = ["0", "0.01", "0.5", "0.999", "1", "synced", "named"]
 """Within a checkpoint: see doomed.py."""
-
-LONG = [
-    "--images", "160", "--batch-size", "2", "--set", "validations=4", "--set", "samples=0", "--quiet", *tiny.NETWORK,
-]  # fmt: skip
 
 
 class Training:
@@ -220,14 +259,16 @@ class Training:
         return True
 
     def kill(self, rank: int) -> None:
-        """kill -9, as soon as this process has told its id."""
-        if self.wait_for(lambda: len([path for path in self.pids.iterdir() if path.read_text()]) == self.size):
-            os.kill(int((self.pids / str(rank)).read_text()), signal.SIGKILL)
+        """kill -9, as soon as all have told their ids, and if none has ended by then."""
+        told = self.wait_for(lambda: len([path for path in self.pids.iterdir() if path.read_text()]) == self.size)
+        with suppress(ProcessLookupError):
+            if told:
+                os.kill(int((self.pids / str(rank)).read_text()), signal.SIGKILL)
 
     def end(self, timeout: float) -> tuple[int, str]:
         """Its status and what it said."""
         try:
-            _, said = self.process.communicate(timeout=timeout)
+            said = "".join(self.process.communicate(timeout=timeout))
         finally:
             self.process.kill()
         return self.process.returncode, said
@@ -243,7 +284,7 @@ def survive(folder: Path, kills: int, size: int, seed: int) -> None:
     first = Training(folder / "whole", data, size)
     first.wait_for(lambda: len(read_metrics(first.table)) > 0)
     began = time.monotonic()
-    assert first.end(300)[0] == 0
+    assert first.end(ENOUGH)[0] == 0
     seconds = time.monotonic() - began
     killed = within = finished = 0
     while killed < kills or finished == 0:
@@ -259,7 +300,7 @@ def survive(folder: Path, kills: int, size: int, seed: int) -> None:
             training.kill(rng.integers(size))
             status, said = training.end(10)
         else:
-            status, said = training.end(300)
+            status, said = training.end(ENOUGH)
         if status == 0:
             assert_same(out, folder / "whole")
             finished += 1

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 
+import numba
 import numpy as np
 
 from minidet import backend
@@ -144,7 +145,7 @@ def train(
 
         monitor.say(config.summary(len(dataset)))
         if communicator.size > 1:
-            monitor.say(f"{communicator.size} processes share every batch")
+            monitor.say(f"{communicator.size} processes share every batch; threads in each: {numba.get_num_threads()}")
         if first_run() and backend.name_of(model.xp) == "numpy":
             monitor.say("first run on this machine: compiling the kernels takes up to a minute, once")
         if validating and _due(config.validations, config.images, state.validated, state.position):

@@ -91,12 +91,14 @@ class Monitor:
     def _write_all(self) -> None:
         """Put the whole table in the place of the old one, which stands there until then."""
         temporary = self._path.with_name(f".{self._path.name}.part")
-        with _named(self._path):
-            with open(temporary, "w", newline="") as file:
+        try:
+            with _named(self._path), open(temporary, "w", newline="") as file:
                 table = csv.DictWriter(file, StepRecord.__dataclass_fields__)
                 table.writeheader()
                 table.writerows(asdict(row) for row in self.rows)
             os.replace(temporary, self._path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def say(self, text: str) -> None:
         """One line of text that does not tear the progress bar."""

@@ -114,9 +114,7 @@ def evaluate_together(
     """`evaluate`, each process detecting in its share of the images; the numbers are process 0's, else None."""
     began = perf_counter()
     rank, size = communicator.rank, communicator.size
-    found = detections_of(
-        model, dataset, batch_size=batch_size, progress=progress and rank == 0, rank=rank, size=size
-    )
+    found = detections_of(model, dataset, batch_size=batch_size, progress=progress and rank == 0, rank=rank, size=size)
     shares = communicator.gather(vars(found))
     if shares is None:
         return None
