@@ -8,11 +8,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from textwrap import wrap
 
 from minidet.cli.options import dataset_named, results_folder
 from minidet.models import RetinaNet, RetinaNetConfig
 from minidet.models.presets import PRESETS
-from minidet.training import FINE_TUNE, SCRATCH, SHAPES, TrainConfig, read_checkpoint, train
+from minidet.training import FINE_TUNE, RECIPES, SCRATCH, SHAPES, TrainConfig, read_checkpoint, train
 from minidet.training.checkpoint import BEST, LAST, find_checkpoint, is_checkpoint
 from minidet.training.settings import assign, from_json, to_json
 from minidet.weights import load_initial
@@ -26,6 +27,7 @@ examples:
   minidet train --data BCCD --out runs/bccd --resume
   minidet train --data BCCD --init resnet18.npz --images 5200 --out runs/fine
   minidet train --data BCCD --init runs/shapes --out runs/bccd2
+  minidet train --data COCO --recipe detectron2_r50_1x --init R-50.safetensors --out runs/coco
 
 DIR holds annotations/instances_train.json and, for validation, instances_val.json, with the pictures in
 images/, train2017/ or beside them: what COCO and most labelling tools export.
@@ -34,18 +36,24 @@ RUN receives last.safetensors, best.safetensors, metrics.csv (a row per step), m
 samples.png.  Ctrl-C finishes the step and saves; --resume takes every setting from RUN, so none has to be
 given again.
 
+A recipe is a model and a training that others have published numbers for, on COCO (minidet/training/recipes.py):
+RECIPE_NAMES.
+--images and --epochs stretch or shrink its schedule.
+
 Any other setting can be given as --set NAME=VALUE, with the names that RUN's checkpoint records:
   --set lr=0.002 --set cosine=true          of the training (minidet/training/config.py)
   --set model.head.depth=4                  of the model (minidet/models/retinanet.py, presets.py)
   --set model.preprocess.min_size=480 --set model.preprocess.max_size=640
-"""
+""".replace("RECIPE_NAMES", "\n".join(wrap(", ".join(RECIPES), 112)))
 
 
 def add(commands) -> None:
     """Add the subcommand to the command's parser."""
     command = commands.add_parser("train", help="train a detector", description="Train a detector.", epilog=EXAMPLES)
     command.add_argument("--data", required=True, metavar="shapes|DIR", help="the built-in images, or a COCO folder")
-    command.add_argument("--preset", choices=PRESETS, help="the network (small; resnet18 for a backbone's --init)")
+    network = command.add_mutually_exclusive_group()
+    network.add_argument("--recipe", choices=RECIPES, metavar="NAME", help="model and training of a paper, see below")
+    network.add_argument("--preset", choices=PRESETS, help="the network (small; resnet18 for a backbone's --init)")
     command.add_argument("--out", metavar="RUN", type=Path, help="folder for all results (runs/ and the data's name)")
     length = command.add_mutually_exclusive_group()
     length.add_argument("--images", type=int, metavar="N", help="how many images to see in all")
@@ -66,8 +74,13 @@ def _train(options: argparse.Namespace) -> None:
     if validate is None:
         print(f"{options.data} has no annotations/instances_val.json: AP will not be measured", file=sys.stderr)
     config, recipe = _settings(options, out, data.classes)
-    config, recipe = _with(options.set, config, replace(recipe, **_flags(options, len(data))))
+    flags = _flags(options, len(data))
+    recipe = recipe.stretched(flags.pop("images", recipe.images))
+    config, recipe = _with(options.set, config, replace(recipe, **flags))
     model = RetinaNet(config, seed=recipe.seed)
+    if options.recipe and not (options.init or options.resume):
+        initial = RECIPES[options.recipe].initial
+        print(f"{options.recipe} starts from {initial} (--init FILE), this training from random ones", file=sys.stderr)
     if options.init and options.resume:
         raise ValueError("--init gives first weights, --resume continues from a run's last ones: choose one")
     if options.init:
@@ -80,8 +93,10 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _settings(options: argparse.Namespace, out: Path, classes: tuple[str, ...]) -> tuple[RetinaNetConfig, TrainConfig]:
-    """What to start from: the settings of the run that is continued, else of a preset and its recipe."""
+    """What to start from: a named recipe, the settings of the run that is continued, or a preset with ours."""
     init = options.init
+    if options.recipe:
+        return RECIPES[options.recipe].model(classes), RECIPES[options.recipe].training
     recipe = SHAPES if options.data == "shapes" else FINE_TUNE if init else SCRATCH
     if options.resume:
         saved = read_checkpoint(out / LAST)

@@ -150,6 +150,22 @@ def resnet18(classes: Sequence[str]) -> RetinaNetConfig:
     )
 
 
+def with_backbone(config: RetinaNetConfig, backbone: ResNetConfig) -> RetinaNetConfig:
+    """The same RetinaNet on another residual network, which takes over norm and frozen stages.
+
+    A ResNeXt halves its maps in the 3x3 everywhere, and its published weights expect unit variance: where the
+    pixels were bytes of any variance, they are divided.
+
+    Source: detectron2, configs/COCO-Detection/faster_rcnn_X_101_32x8d_FPN_3x.yaml.
+    """
+    old, preprocess = config.backbone, config.preprocess
+    in_1x1 = old.stride_in_1x1 and backbone.groups == 1
+    if backbone.groups > 1 and preprocess.scale == 1 and preprocess.std == (1.0, 1.0, 1.0):
+        preprocess = replace(preprocess, std=(57.375, 57.120, 58.395))
+    backbone = replace(backbone, norm=old.norm, frozen_stages=old.frozen_stages, stride_in_1x1=in_1x1)
+    return replace(config, backbone=backbone, preprocess=preprocess)
+
+
 PRESETS: dict[str, Callable[[Sequence[str]], RetinaNetConfig]] = {
     preset.__name__: preset for preset in (paper, torchvision_v1, torchvision_v2, detectron2, small, resnet18)
 }

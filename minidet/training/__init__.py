@@ -5,14 +5,17 @@ from minidet.training.checkpoint import Checkpoint, CheckpointError, read_checkp
 from minidet.training.config import FINE_TUNE, SCRATCH, SHAPES, TrainConfig
 from minidet.training.load import load_model
 from minidet.training.loop import Training, train
+from minidet.training.recipes import RECIPES, Recipe
 
 __all__ = [
     "FINE_TUNE",
+    "RECIPES",
     "SCRATCH",
     "SHAPES",
     "Checkpoint",
     "CheckpointError",
     "NonFiniteError",
+    "Recipe",
     "TrainConfig",
     "Training",
     "load_model",
