@@ -18,7 +18,8 @@ from minidet.evaluation import Evaluation, evaluate
 from minidet.graph import graph_dot, graph_text
 from minidet.inspection.layers import layer_table
 from minidet.models import RetinaNet, RetinaNetConfig, presets
-from minidet.training import TrainConfig, load_model, train
+from minidet.training import TrainConfig, convert, export, load_model, train
+from minidet.weights import load_initial
 
 __all__ = [
     "Evaluation",
@@ -29,11 +30,14 @@ __all__ = [
     "TrainConfig",
     "checkpoint",
     "coco",
+    "convert",
     "detect",
     "evaluate",
+    "export",
     "graph_dot",
     "graph_text",
     "layer_table",
+    "load_initial",
     "load_model",
     "no_grad",
     "presets",

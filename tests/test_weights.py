@@ -181,13 +181,16 @@ def test_our_own_weights_and_checkpoints(tmp_path):
         tmp_path / "last.safetensors",
         Checkpoint({}, ("cat", "dog", "owl"), (1, 2, 3), source.state_dict(), {"step.x": np.array(1)}),
     )
-    for name, layout in (("state.npz", "minidet"), ("last.safetensors", "minidet checkpoint")):
+    shapes, others = "has shape (27,), the model needs (9,)", "its 3 classes are others than the model's 1"
+    for name, layout, reason in (
+        ("state.npz", "minidet", shapes), ("last.safetensors", "minidet checkpoint", others)
+    ):  # fmt: skip
         model = RetinaNet(presets.small(["cell"]), seed=2, xp=np)
         done = load_initial(model, tmp_path / name)
         assert done.layout == layout
         assert done.untouched == ("head.class_subnet.final.weight", "head.class_subnet.final.bias")
-        assert done.skipped["head.class_subnet.final.bias"] == "has shape (27,), the model needs (9,)"
-        assert "skipped head.class_subnet.final.weight: has shape (27, 3, 3, 64)" in done.table()
+        assert done.skipped["head.class_subnet.final.bias"] == reason
+        assert f"skipped head.class_subnet.final.bias: {reason}" in done.table()
         np.testing.assert_array_equal(
             model.pyramid.lateral[0].weight.data, source.pyramid.lateral[0].weight.data
         )
@@ -241,15 +244,15 @@ def one_byte_wrong() -> bytes:
 
 
 REFUSED = {
-    "text.npz": (b"not an archive", r"text\.npz: not an \.npz archive, or a truncated one"),
-    "cut.npz": (archive(**{"conv1.weight": CONV})[:300], r"cut\.npz: not an \.npz archive, or a truncated one"),
+    "text.npz": (b"not an archive", r"text\.npz: no \.pth, .* or a damaged one: it begins with b'not an archive'"),
+    "cut.npz": (archive(**{"conv1.weight": CONV})[:300], r"cut\.npz: a truncated zip archive"),
     "wrong.npz": (one_byte_wrong(), r"wrong\.npz: damaged: "),
     "pickle.npz": (
         archive(**{"conv1.weight": np.array([Anything()], dtype=object)}),
         r"pickle\.npz: holds pickled objects, which can run any program; save plain arrays with numpy\.savez",
     ),
-    "broken.safetensors": (b"\x10" + bytes(7) + b"{not json at all", r"broken\.safetensors: cannot be read: "),
-    "model.pth": (b"PK", r"model\.pth: weights are read from \.npz or \.safetensors, not from \.pth"),
+    "broken.safetensors": (b"\x10" + bytes(7) + b"{not json at all", r"broken\.safetensors: damaged or truncated: "),
+    "model.pth": (b"PK", r"model\.pth: no \.pth, .* it begins with b'PK'"),
     "empty.npz": (archive(), r"empty\.npz: names of no known system \(first: none\)"),
     "vgg.npz": (
         archive(**{"features.0.weight": CONV}),

@@ -10,12 +10,12 @@ import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 
-from minidet.cli import detect, download, eval, train
+from minidet.cli import convert, detect, download, eval, train
 from minidet.training import NonFiniteError
 from minidet.training.communicator import find_communicator
 from minidet.training.interrupt import Stopped
 
-SUBCOMMANDS = (train, eval, detect, download)
+SUBCOMMANDS = (train, eval, detect, convert, download)
 
 EXAMPLES = """\
 examples:
@@ -24,6 +24,7 @@ examples:
   minidet train --data BCCD --out runs/bccd --resume     go on after Ctrl-C, exactly
   minidet eval runs/bccd --data BCCD --split test        COCO's twelve numbers and AP per class
   minidet detect runs/bccd photo.jpg --out found         found/photo.png and found/photo.json
+  minidet convert weights.pth --out coco.safetensors     start from what torchvision or detectron2 trained
 """
 
 

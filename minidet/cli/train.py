@@ -16,7 +16,7 @@ from minidet.models.presets import PRESETS
 from minidet.training import FINE_TUNE, RECIPES, SCRATCH, SHAPES, TrainConfig, read_checkpoint, train
 from minidet.training.checkpoint import BEST, LAST, find_checkpoint, is_checkpoint
 from minidet.training.settings import assign, from_json, to_json
-from minidet.weights import load_initial
+from minidet.weights import config_for, find_weights, load_initial
 
 RESULTS = ("metrics.json", "metrics.csv", "curves.png", "samples.png", BEST, LAST)
 
@@ -27,6 +27,7 @@ examples:
   minidet train --data BCCD --out runs/bccd --resume
   minidet train --data BCCD --init resnet18.npz --images 5200 --out runs/fine
   minidet train --data BCCD --init runs/shapes --out runs/bccd2
+  minidet train --data BCCD --init retinanet_resnet50_fpn_coco.pth --out runs/bccd3
   minidet train --data COCO --recipe detectron2_r50_1x --init R-50.safetensors --out runs/coco
 
 DIR holds annotations/instances_train.json and, for validation, instances_val.json, with the pictures in
@@ -53,12 +54,13 @@ def add(commands) -> None:
     command.add_argument("--data", required=True, metavar="shapes|DIR", help="the built-in images, or a COCO folder")
     network = command.add_mutually_exclusive_group()
     network.add_argument("--recipe", choices=RECIPES, metavar="NAME", help="model and training of a paper, see below")
-    network.add_argument("--preset", choices=PRESETS, help="the network (small; resnet18 for a backbone's --init)")
+    network.add_argument("--preset", choices=PRESETS, help="the network (small, or what --init was made for)")
     command.add_argument("--out", metavar="RUN", type=Path, help="folder for all results (runs/ and the data's name)")
     length = command.add_mutually_exclusive_group()
     length.add_argument("--images", type=int, metavar="N", help="how many images to see in all")
     length.add_argument("--epochs", type=float, metavar="N", help="the same, as rounds through the data")
-    command.add_argument("--init", metavar="WEIGHTS", type=Path, help="first weights: a run, or a backbone's file")
+    command.add_argument("--init", metavar="WEIGHTS", type=Path, help="first weights: a run, or a file that convert takes")
+    command.add_argument("--copy-classes", action="store_true", help="--init: equally named classes go on from there")
     command.add_argument("--resume", action="store_true", help="continue the training in RUN")
     command.add_argument("--seed", type=int, metavar="N", help="of weights, order and augmentation (0)")
     command.add_argument("--batch-size", type=int, metavar="N", help="images per step")
@@ -83,9 +85,11 @@ def _train(options: argparse.Namespace) -> None:
         print(f"{options.recipe} starts from {initial} (--init FILE), this training from random ones", file=sys.stderr)
     if options.init and options.resume:
         raise ValueError("--init gives first weights, --resume continues from a run's last ones: choose one")
+    if options.copy_classes and not options.init:
+        raise ValueError("--copy-classes says what to take from the weights of --init, which is not given")
     if options.init:
         init = find_checkpoint(options.init) if options.init.is_dir() else options.init
-        print(load_initial(model, init).table())
+        print(load_initial(model, init, copy_classes=options.copy_classes).table())
     training = train(model, data, validate=validate, out=out, config=recipe, resume=options.resume, quiet=options.quiet)
     if training.evaluation is not None:
         print(training.evaluation.table())
@@ -104,8 +108,11 @@ def _settings(options: argparse.Namespace, out: Path, classes: tuple[str, ...]) 
         recipe = from_json(TrainConfig, saved.training.get("config", {}), "training")
     elif init and is_checkpoint(init):
         config = replace(from_json(RetinaNetConfig, read_checkpoint(init).model, "model"), classes=classes)
+    elif init and not options.preset:
+        found = find_weights(init)
+        config = replace(config_for(found), classes=classes) if found.foreign else PRESETS["resnet18"](classes)
     else:
-        config = PRESETS["resnet18" if init else "small"](classes)
+        config = PRESETS["small"](classes)
     return PRESETS[options.preset](classes) if options.preset else config, recipe
 
 

@@ -3,6 +3,7 @@
 from minidet.training.blame import NonFiniteError
 from minidet.training.checkpoint import Checkpoint, CheckpointError, read_checkpoint, write_checkpoint
 from minidet.training.config import FINE_TUNE, SCRATCH, SHAPES, TrainConfig
+from minidet.training.convert import convert, export
 from minidet.training.load import load_model
 from minidet.training.loop import Training, train
 from minidet.training.recipes import RECIPES, Recipe
@@ -18,6 +19,8 @@ __all__ = [
     "Recipe",
     "TrainConfig",
     "Training",
+    "convert",
+    "export",
     "load_model",
     "read_checkpoint",
     "train",

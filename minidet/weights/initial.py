@@ -1,48 +1,21 @@
-"""Starting from weights that somebody trained: read a file, recognise whose names it uses, load what fits."""
+"""Starting from weights that somebody trained: what fits is loaded, the rest starts anew, and both are said."""
 
 from __future__ import annotations
 
-import zipfile
-import zlib
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
-from minidet.models import RetinaNet
-from minidet.weights.detectron2 import from_detectron2
+from minidet.models import ResNet, RetinaNet
+from minidet.weights.files import State
 from minidet.weights.folding import adapt_norms
-from minidet.weights.torchvision import from_torchvision
+from minidet.weights.recognition import CLASS_OUTPUT, COUNT, Found, find_weights
+from minidet.weights.tensors import WeightsError
 
-State = Mapping[str, np.ndarray]
-
-CHECKPOINT_PREFIX = "weights."  # what the arrays of a model are called in a checkpoint of a training
 SHOWN = 20
-
-
-class WeightsError(ValueError):
-    """A file whose weights cannot be used; the message names it and says why."""
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Whose state dict it is."""
-
-    name: str
-    markers: tuple[str, ...]
-    """Names that begin so are found in this system's files, and in none of the ones listed later."""
-    bgr: bool
-    """The channel order its first filters expect."""
-    translate: Callable[[State], dict[str, np.ndarray]]
-
-
-LAYOUTS = (
-    Layout("detectron2 RetinaNet", ("backbone.bottom_up.", "backbone.fpn_", "head.cls_subnet."), True, from_detectron2),
-    Layout("torchvision RetinaNet", ("backbone.body.", "backbone.fpn."), False, from_torchvision),
-    Layout("torchvision ResNet", ("conv1.weight", "layer1."), False, from_torchvision),
-)
 
 
 @dataclass(frozen=True)
@@ -54,6 +27,7 @@ class Initialization:
         loaded: names of the model's tensors that were filled.
         skipped: tensors of the file that were not used, each with the reason.
         untouched: names of the model's tensors that keep the values they had.
+        copied: classes whose rows of the class output were filled, where the other rows start anew.
     """
 
     path: Path
@@ -61,6 +35,7 @@ class Initialization:
     loaded: tuple[str, ...]
     skipped: dict[str, str]
     untouched: tuple[str, ...]
+    copied: tuple[str, ...] = ()
 
     def table(self) -> str:
         """A line for each part of the model, and for each tensor that was not used."""
@@ -69,37 +44,47 @@ class Initialization:
         for part in parts:
             loaded, rest = (sum(n.partition(".")[0] == part for n in names) for names in (self.loaded, self.untouched))
             lines.append(f"  {part:<10} {loaded:>4} of {loaded + rest:>4} loaded" + ("" if loaded else ", starts anew"))
+        if any(name.startswith(CLASS_OUTPUT) for name in self.untouched):
+            rest = f", but for {', '.join(self.copied)}" if self.copied else ""
+            lines.append(f"  every class starts at its prior probability{rest}")
         lines += [f"  skipped {name}: {reason}" for name, reason in list(self.skipped.items())[:SHOWN]]
         if len(self.skipped) > SHOWN:
             lines.append(f"  ... and {len(self.skipped) - SHOWN} more skipped")
         return "\n".join(lines)
 
 
-def load_initial(model: RetinaNet, path: str | Path) -> Initialization:
+def load_initial(model: RetinaNet, source: str | Path | Found, *, copy_classes: bool = False) -> Initialization:
     """Fill `model` with whatever of the file fits it by name and shape; the rest keeps its values.
 
-    Takes .npz and .safetensors with a torchvision ResNet or RetinaNet, a detectron2 RetinaNet, or a model or
-    checkpoint of ours.  Batch norms are folded into the convolutions or out of them as the model needs it.
+    Takes every file that `find_weights` recognises.  Batch norms are folded into the convolutions or out of
+    them as the model needs it.  The class output is taken over only if the classes are the same.  Otherwise
+    each class starts at the model's prior probability, or, with `copy_classes`, from the class of that name.
 
+    Source: the prior, pi, is of RetinaNet, arXiv:1708.02002, section 4.1 "Initialization".
     Raises:
-        WeightsError: if the file cannot be read, holds pickles or numbers that are not finite, has names of
-            no known system, expects the other channel order, or if nothing in it fits.
+        WeightsError: if the file cannot be read, holds numbers that are not finite, has names of no known
+            system, expects another order of channels or place of the stride, or if nothing in it fits.
+        ValueError: if classes are to be copied from a network with other channels or anchors.
     """
-    path = Path(path)
-    state = read_arrays(path)
-    layout, state = _recognised(state, model, path)
-    state = adapt_norms(state, model)
+    found = source if isinstance(source, Found) else find_weights(source)
+    path, layout = found.path, found.layout.name
+    _check_conventions(found, model)
+    state = adapt_norms(found.state, model)
     shapes = {name: array.shape for name, array in model.state_dict().items()}
     fitting, skipped = {}, {}
     for name, array in state.items():
+        if name.endswith(COUNT):
+            continue
         if name not in shapes:
             skipped[name] = "the model has no such tensor"
-        elif array.shape != shapes[name]:
-            skipped[name] = f"has shape {array.shape}, the model needs {shapes[name]}"
         elif array.dtype.kind != "f":
             skipped[name] = f"has type {array.dtype}, weights are floating-point numbers"
         elif not np.isfinite(array).all():
             raise WeightsError(f"{path}: {name} holds numbers that are not finite; the file is of a failed training")
+        elif name.startswith(CLASS_OUTPUT) and found.classes not in (None, model.config.classes):
+            skipped[name] = f"its {len(found.classes)} classes are others than the model's {len(model.config.classes)}"
+        elif array.shape != shapes[name]:
+            skipped[name] = f"has shape {array.shape}, the model needs {shapes[name]}"
         else:
             fitting[name] = array
     if not fitting:
@@ -108,51 +93,43 @@ def load_initial(model: RetinaNet, path: str | Path) -> Initialization:
             f"{path}: {layout}, but none of its {len(state)} tensors fits this model; "
             f"choose the preset it was made for\n{reasons}"
         )
-    model.load_state_dict(fitting, strict=False)
     untouched = tuple(name for name in shapes if name not in fitting)
-    return Initialization(path, layout, tuple(fitting), skipped, untouched)
+    loaded, copied = tuple(fitting), ()
+    if any(name.startswith(CLASS_OUTPUT) for name in skipped):
+        output, copied = _class_output(model, state, (copy_classes and found.classes) or ())
+        fitting |= output
+    model.load_state_dict(fitting, strict=False)
+    return Initialization(path, layout, loaded, skipped, untouched, copied)
 
 
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an .npz or .safetensors file by name; nothing in it is ever executed."""
-    if not path.is_file():
-        raise WeightsError(f"{path}: no such file")
-    if path.suffix == ".npz":
-        if not zipfile.is_zipfile(path):
-            raise WeightsError(f"{path}: not an .npz archive, or a truncated one")
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                return {name: file[name] for name in file.files}
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            if "pickle" in str(error):
-                raise WeightsError(
-                    f"{path}: holds pickled objects, which can run any program; save plain arrays with numpy.savez"
-                ) from error
-            raise WeightsError(f"{path}: damaged: {error}") from error
-    if path.suffix == ".safetensors":
-        try:
-            with safe_open(path, framework="np") as file:
-                return file.get_tensors()
-        except (SafetensorError, TypeError) as error:  # TypeError: a type that NumPy lacks, as bfloat16
-            raise WeightsError(f"{path}: cannot be read: {error}") from error
-    raise WeightsError(f"{path}: weights are read from .npz or .safetensors, not from {path.suffix or 'such a file'}")
+def _check_conventions(found: Found, model: RetinaNet) -> None:
+    """What no shape tells apart, and would be wrong without a word."""
+    layout, config = found.layout, model.config
+    if not found.foreign:
+        return
+    if layout.bgr != config.preprocess.bgr:
+        theirs, ours = ("BGR", "RGB") if layout.bgr else ("RGB", "BGR")
+        raise WeightsError(
+            f"{found.path}: {layout.name}, whose first filters expect {theirs}, but this preset feeds {ours}"
+        )
+    bottlenecks = isinstance(model.backbone, ResNet) and config.backbone.bottleneck
+    if bottlenecks and config.backbone.stride_in_1x1 != layout.stride_in_1x1:
+        theirs, ours = ("1x1", "3x3") if layout.stride_in_1x1 else ("3x3", "1x1")
+        raise WeightsError(
+            f"{found.path}: {layout.name}, whose bottlenecks have their stride in the {theirs} convolution, this "
+            f"preset in the {ours}: set backbone.stride_in_1x1 to {str(layout.stride_in_1x1).lower()}"
+        )
 
 
-def _recognised(state: State, model: RetinaNet, path: Path) -> tuple[str, dict[str, np.ndarray]]:
-    """Whose names these are, and the arrays under ours."""
-    for layout in LAYOUTS:
-        if any(name.startswith(layout.markers) for name in state):
-            if layout.bgr != model.config.preprocess.bgr:
-                theirs, ours = ("BGR", "RGB") if layout.bgr else ("RGB", "BGR")
-                raise WeightsError(
-                    f"{path}: {layout.name}, whose first filters expect {theirs}, but this preset feeds {ours}"
-                )
-            return layout.name, layout.translate(state)
-    if any(name.startswith(CHECKPOINT_PREFIX) for name in state):
-        prefixed = {name: array for name, array in state.items() if name.startswith(CHECKPOINT_PREFIX)}
-        return "minidet checkpoint", {name.removeprefix(CHECKPOINT_PREFIX): a for name, a in prefixed.items()}
-    if state.keys() & model.state_dict().keys():
-        return "minidet", dict(state)
-    known = ", ".join(layout.name for layout in LAYOUTS)
-    first = ", ".join(list(state)[:3]) or "none"
-    raise WeightsError(f"{path}: names of no known system (first: {first}); known are {known} and minidet's own")
+def _class_output(model: RetinaNet, state: State, theirs: Sequence[str]) -> tuple[State, tuple[str, ...]]:
+    """The last layer of the class subnet: prior probability everywhere, and what `state` has for equal names."""
+    weight, bias = (model.state_dict()[f"{CLASS_OUTPUT}{leaf}"] for leaf in ("weight", "bias"))
+    prior, ours = model.config.head.prior, model.config.classes
+    bias[...] = -math.log((1 - prior) / prior)
+    same = [name for name in ours if name in theirs]
+    for new, leaf in ((weight, "weight"), (bias, "bias")):
+        if same:  # filter a * K + k is class k at anchor a of the cell
+            old = state[f"{CLASS_OUTPUT}{leaf}"]
+            old = old.reshape(-1, len(theirs), *old.shape[1:])[:, [theirs.index(name) for name in same]]
+            new.reshape(-1, len(ours), *new.shape[1:])[:, [ours.index(name) for name in same]] = old
+    return {f"{CLASS_OUTPUT}weight": weight, f"{CLASS_OUTPUT}bias": bias}, tuple(same)
