@@ -119,12 +119,12 @@ def _focal_block(logits, labels, weights, gradient):
             stop += 1
         total += _background(x[r * K : stop * K], weights[1], weights[2], g[r * K : stop * K])
         # ... then the few others.
-        for r in range(r, stop):
-            label = labels[r]
+        for i in range(r, stop):
+            label = labels[i]
             if 0 <= label < K:
-                loss, _ = _focal_term(-logits[r, label], weights[1], weights[2])
+                loss, _ = _focal_term(-logits[i, label], weights[1], weights[2])
                 total -= loss
-                loss, gradient[r, label] = _focal_term(logits[r, label], weights[0], weights[2])
+                loss, gradient[i, label] = _focal_term(logits[i, label], weights[0], weights[2])
                 total += loss
         r = stop
     return total
