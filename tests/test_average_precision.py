@@ -173,6 +173,12 @@ def test_equals_pycocotools_at_the_ties(annotations, results):
     assert_equals_pycocotools(dataset(annotations, images=(1, 2, 3), categories=(1, 2)), results)
 
 
+def match_one(iou, crowd, ignored):
+    """`match` in a single image, from all its IoUs, (D, G)."""
+    rows, columns = np.nonzero(iou >= IOU_THRESHOLDS[0])
+    return match(rows, columns, iou[rows, columns], np.zeros(len(iou), int), crowd, ignored)
+
+
 def match_as_pycocotools(iou, crowd, ignored, threshold):
     """The loops of COCOeval.evaluateImg for one area range and threshold: found and excused, (D,) each."""
     order = np.argsort(ignored, kind="stable")
@@ -201,7 +207,7 @@ def test_match_is_the_plain_loop(seed):
         iou = rng.choice([0, 0.5, 0.7, 0.75, 1], (int(rng.integers(1, 7)), G))
         crowd = rng.random(G) < 0.3
         ignored = crowd | (rng.random((4, G)) < 0.3)
-        found, excused = match(iou, crowd, ignored)
+        found, excused = match_one(iou, crowd, ignored)
         for area, t in np.ndindex(4, 10):
             plain = match_as_pycocotools(iou, crowd, ignored[area], IOU_THRESHOLDS[t])
             assert (found[area, t].tolist(), excused[area, t].tolist()) == plain
@@ -247,30 +253,30 @@ def test_interpolation_takes_the_best_precision_to_come():
 
 
 def test_iou_of_a_crowd_is_over_the_detection():
-    boxes = np.array([[0.0, 0, 10, 10]])
+    boxes = np.array([[0.0, 0, 10, 10]] * 4)
     objects = np.array([[0.0, 0, 20, 10], [0, 0, 20, 10], [10, 0, 5, 5], [5, 5, 0, 0]])
     iou = iou_with_crowds(boxes, objects, np.array([False, True, False, True]))
-    np.testing.assert_array_equal(iou, [[0.5, 1.0, 0.0, 0.0]])
+    np.testing.assert_array_equal(iou, [0.5, 1.0, 0.0, 0.0])
 
 
 def test_a_match_needs_iou_at_the_threshold_or_above():
-    found, _ = match(np.array([[0.5]]), np.array([False]), np.zeros((4, 1), bool))
+    found, _ = match_one(np.array([[0.5]]), np.array([False]), np.zeros((4, 1), bool))
     assert found[0, :, 0].tolist() == [True] + [False] * 9
-    found, _ = match(np.array([[1 - 1e-12]]), np.array([False]), np.zeros((4, 1), bool))
+    found, _ = match_one(np.array([[1 - 1e-12]]), np.array([False]), np.zeros((4, 1), bool))
     assert found.all()
 
 
 def test_an_object_is_found_once_and_a_crowd_often():
     iou = np.full((3, 1), 0.99)
-    found, excused = match(iou, np.array([False]), np.zeros((4, 1), bool))
+    found, excused = match_one(iou, np.array([False]), np.zeros((4, 1), bool))
     assert found[0, 0].tolist() == [True, False, False] and not excused.any()
-    found, excused = match(iou, np.array([True]), np.ones((4, 1), bool))
+    found, excused = match_one(iou, np.array([True]), np.ones((4, 1), bool))
     assert found.all() and excused.all()
 
 
 def test_an_object_that_counts_is_preferred_to_an_ignored_one():
     ignored = np.array([[True, False]] * 4)
-    found, excused = match(np.array([[0.99, 0.6]]), np.array([False, False]), ignored)
+    found, excused = match_one(np.array([[0.99, 0.6]]), np.array([False, False]), ignored)
     assert found[0, :, 0].all()
     # At .50 and .55 and .60 the second object is near enough; above, only the ignored one is.
     assert excused[0, :, 0].tolist() == [False] * 3 + [True] * 7
@@ -278,7 +284,7 @@ def test_an_object_that_counts_is_preferred_to_an_ignored_one():
 
 def test_of_equal_ious_the_later_object_is_taken():
     iou = np.array([[0.7, 0.7], [0.2, 0.7]])
-    found, _ = match(iou, np.zeros(2, bool), np.zeros((4, 2), bool))
+    found, _ = match_one(iou, np.zeros(2, bool), np.zeros((4, 2), bool))
     assert found[0, 0].tolist() == [True, False]
 
 

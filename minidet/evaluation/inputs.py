@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -35,12 +35,10 @@ class Boxes:
     def __len__(self) -> int:
         return len(self.boxes_xywh)
 
-    def by_class_and_image(self) -> dict[tuple[int, int], np.ndarray]:
-        """Row numbers, in file order, of every (class, image) that has any."""
-        rows = defaultdict(list)
-        for row, key in enumerate(zip(self.classes.tolist(), self.images.tolist(), strict=True)):
-            rows[key].append(row)
-        return {key: np.array(value) for key, value in rows.items()}
+    def by_class(self, classes: int) -> list[np.ndarray]:
+        """Row numbers, in file order, of each class."""
+        order = np.argsort(self.classes, kind="stable")
+        return np.split(order, np.cumsum(np.bincount(self.classes, minlength=classes))[:-1])
 
 
 @dataclass(frozen=True, eq=False)
