@@ -16,7 +16,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from minidet.data import shapes
-from minidet.evaluation import evaluate, inputs
+from minidet.evaluation import average_precision, evaluate, inputs
 from minidet.evaluation.average_precision import accumulate, interpolate, iou_with_crowds, match
 from minidet.evaluation.coco import with_pycocotools
 from minidet.evaluation.inputs import Results, checked
@@ -230,6 +230,13 @@ def test_taken_at_once_or_one_by_one():
         for name, column in vars(single).items():
             np.testing.assert_array_equal(getattr(whole, name), column, strict=True)
     assert accumulate(truth, listed).numbers == accumulate(truth, results).numbers
+
+
+def test_pairs_are_looked_at_in_parts(monkeypatch):
+    truth, results = random_case(np.random.default_rng(11))
+    whole = accumulate(truth, results)
+    monkeypatch.setattr(average_precision, "MOST_PAIRS", 7)
+    np.testing.assert_array_equal(accumulate(truth, results).precision, whole.precision)
 
 
 # Every rule, by hand.

@@ -124,7 +124,7 @@ class Blank:
 
 
 def streaming(images: int) -> list[float]:
-    """Megabytes of the process after each fifth of `evaluate`, with a network that always finds 100 things; its peak."""
+    """Megabytes of the process after each fifth of `evaluate`, with a network that always finds 100 things; peak."""
     rng, seen, sizes = np.random.default_rng(0), [0], []
 
     def detect_batch(model, batch, *others):
@@ -157,7 +157,7 @@ def main() -> None:
         )
     apart = max(abs(a - b) for a, b in zip(*found, strict=True))
     print(
-        f"AP {found[0][0]:.6f} and {found[1][0]:.6f}; of the {len(NUMBERS)} numbers none is {apart:.0e} apart or more"
+        f"AP {found[0][0]:.6f} and {found[1][0]:.6f}; largest difference in {len(NUMBERS)} numbers: {apart:.0e}"
     )
     with context.Pool(1) as pool:
         *sizes, peak = pool.apply(streaming, (images,))
