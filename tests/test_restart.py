@@ -157,7 +157,9 @@ def test_a_table_that_does_not_fit_says_its_name(tmp_path, monkeypatch):
     run(tmp_path)
     rows = read_metrics(tmp_path / "metrics.csv")
 
-    def full(*_, **__):
+    def full(path, mode="r", **options):
+        if mode == "r":
+            return open(path, **options)
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("minidet.training.monitor.open", full, raising=False)
