@@ -16,7 +16,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from minidet.data import shapes
-from minidet.evaluation import average_precision, evaluate, inputs
+from minidet.evaluation import average_precision, evaluate
 from minidet.evaluation.average_precision import accumulate, interpolate, iou_with_crowds, match
 from minidet.evaluation.coco import with_pycocotools
 from minidet.evaluation.inputs import Results, checked
@@ -213,23 +213,17 @@ def test_match_is_the_plain_loop(seed):
             assert (found[area, t].tolist(), excused[area, t].tolist()) == plain
 
 
-def test_taken_at_once_or_one_by_one():
-    """Plain entries as a whole, whatever else with the look at each of them, and results that are columns."""
+def test_results_as_columns_are_results():
     truth, results = json.loads(json.dumps(random_case(np.random.default_rng(7))))
-    del truth["annotations"][3]["area"], truth["annotations"][4]["iscrowd"]
-    images, classes = ({e["id"]: n for n, e in enumerate(truth[key])} for key in ("images", "categories"))
     listed = Results.joined(
         (np.array([r["image_id"]]), np.array([r["category_id"]]), np.array([r["bbox"]]), np.array([r["score"]]))
         for r in results
     )
     assert list(listed) == results and listed[3] == results[3] and listed[-1] == results[-1]
     assert list(listed[2:4]) == results[2:4] and len(Results.joined([])) == 0
-    for entries, scored in ((truth["annotations"], False), (results, True), (listed, True)):
-        whole = inputs._at_once(entries, images, classes, scored)
-        single = inputs._columns([inputs._row(entry, "", images, classes, scored) for entry in entries])
-        for name, column in vars(single).items():
-            np.testing.assert_array_equal(getattr(whole, name), column, strict=True)
-    assert accumulate(truth, listed).numbers == accumulate(truth, results).numbers
+    columns = (vars(checked(truth, given).detections) for given in (listed, results))
+    for one, other in zip(*map(dict.values, columns), strict=True):
+        np.testing.assert_array_equal(one, other, strict=True)
 
 
 def test_pairs_are_looked_at_in_parts(monkeypatch):
