@@ -11,6 +11,7 @@ import numpy as np
 
 from minidet.detection import AnchorConfig
 from minidet.detection.anchors import cell_anchors
+from minidet.inspection.advice import finding
 from minidet.inspection.findings import MUST_FIX, NOTE, WARNING, Finding, aligned
 from minidet.models import RetinaNetConfig
 
@@ -174,8 +175,9 @@ def limits_text(config: RetinaNetConfig) -> str:
     )
 
 
-def check_coverage(coverage: Coverage, maps: Maps, boxes: np.ndarray, image_sizes: np.ndarray, least_levels: int,
-                   ) -> Iterator[Finding]:  # fmt: skip
+def check_coverage(
+    coverage: Coverage, maps: Maps, boxes: np.ndarray, image_sizes: np.ndarray, least_levels: int
+) -> Iterator[Finding]:
     """What the coverage means for training, with the settings that would improve it."""
     if not len(coverage):
         return
@@ -191,25 +193,20 @@ def check_coverage(coverage: Coverage, maps: Maps, boxes: np.ndarray, image_size
         small, long = missed & (area < least), missed & (narrow > longest(config.matcher.high, config.anchors))
         kinds = {"objects-too-small": small.sum(), "objects-too-elongated": long.sum()}
         code = max(kinds, key=kinds.get) if 2 * max(kinds.values()) > missed.sum() else "objects-between-anchors"
-        after = "but for its best anchor, however little that overlaps" if claimed else "and are not learned at all"
         lines, gain = recommend(coverage, maps, boxes, image_sizes)
-        yield Finding(
-            limit or NOTE, code,
-            f"the best anchor of {low:.1%} of the objects has an IoU below {config.matcher.low:g}: these count as "
-            f"background {after}; {high:.1%} reach {config.matcher.high:g}",
-            f"{small.sum():,} objects are smaller than {least:,.0f} px² after resizing, {long.sum():,} longer than "
-            f"{longest(config.matcher.high, config.anchors):.1f} : 1, {missed.sum() - (small | long).sum():,} lie "
-            f"between anchors", f"{' '.join(lines)}   ({gain})" if lines else gain, (), int(missed.sum()),
+        yield finding(
+            code, int(missed.sum()), severity=limit or NOTE, low=low, least=config.matcher.low, high=high,
+            most=config.matcher.high, area=least, length=longest(config.matcher.high, config.anchors),
+            small=small.sum(), long=long.sum(), rest=missed.sum() - (small | long).sum(),
+            then="but for its best anchor, however little that overlaps" if claimed else "and are not learned at all",
+            fix=f"{' '.join(lines)}   ({gain})" if lines else gain,
         )  # fmt: skip
     used = np.bincount(coverage.levels, minlength=len(config.anchors.sizes)) >= 1e-3 * len(coverage)
     kept = max(least_levels, int(np.flatnonzero(used).max()) + 1)
     if kept < len(config.anchors.sizes):
         strides = config.anchors.strides and f" --set 'model.anchors.strides={list(config.anchors.strides[:kept])}'"
-        yield Finding(
-            NOTE, "levels-unused", f"levels above P{kept + 2} have the best anchor of next to no object",
-            "there are no objects that large",
-            f"--set model.pyramid.levels={kept} {_sizes(config.anchors.sizes[:kept])}{strides or ''} saves their work",
-        )  # fmt: skip
+        fix = f"--set model.pyramid.levels={kept} {_sizes(config.anchors.sizes[:kept])}{strides or ''}"
+        yield finding("levels-unused", level=kept + 2, fix=fix)
 
 
 def recommend(coverage: Coverage, maps: Maps, boxes: np.ndarray, image_sizes: np.ndarray) -> tuple[list[str], str]:

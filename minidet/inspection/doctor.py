@@ -12,6 +12,7 @@ import numpy as np
 from minidet.data import Dataset, coco
 from minidet.data.coco import annotation_file, image_places
 from minidet.data.refusal import DataError
+from minidet.inspection.advice import finding
 from minidet.inspection.annotation_checks import check_annotations, check_classes
 from minidet.inspection.coverage import Coverage, best_possible, check_coverage, limits_text, measure_coverage
 from minidet.inspection.findings import MUST_FIX, SEVERITIES, WARNING, Finding, exit_status, verdict
@@ -56,8 +57,7 @@ class Diagnosis:
         if self.coverage is not None:
             parts += ["", self.coverage.table(), self.limits]
         parts += ["", self.trial.table()] if self.trial else []
-        for finding in self.findings:
-            parts += ["", finding.text()]
+        parts += [line for one in self.findings for line in ("", one.text())]
         return "\n".join([*parts, "", verdict(self.findings)])
 
     def to_json(self) -> dict:
@@ -68,7 +68,7 @@ class Diagnosis:
             "status": self.status,
             "verdict": verdict(self.findings),
             "splits": self.splits,
-            "findings": [asdict(finding) for finding in self.findings],
+            "findings": [asdict(one) for one in self.findings],
             "coverage": coverage and {name: (len(r), *coverage.shares(r)) for name, r in _groups(coverage).items()},
             "trial": trial and asdict(trial) | {
                 "step_seconds": trial.step_seconds, "total_seconds": trial.total_seconds, "peak_bytes": trial.peak,
@@ -138,10 +138,7 @@ def doctor(
             is_file = isinstance(source, Path)
             raws[name] = read_raw(source, source.name) if is_file else from_dict(repr(source), source.ground_truth())
         except (ValueError, OSError, RecursionError) as error:
-            findings.append(Finding(
-                MUST_FIX, "json-unreadable", f"{source} is not json that can be read: {error}",
-                "the file was cut off, edited by hand, or is something else", "export it again",
-            ))  # fmt: skip
+            findings.append(finding("json-unreadable", file=source, error=error))
     findings += _data_findings(sources, raws, split, quick, progress)
     if split not in raws:
         return Diagnosis(str(data), {}, _sorted(findings))
@@ -153,7 +150,8 @@ def doctor(
         findings += check_classes(train.path, train.categories, str(init), pairs, renewed=True)
     if len(raws) > 1:
         other = next(name for name in raws if name != split)
-        findings += check_classes(raws[other].path, raws[other].categories, train.path, train.categories)
+        checked = raws[other].path, raws[other].categories, train.path, train.categories
+        findings += check_classes(*checked, renewed=False)
     counts = {
         name: f"{len(raw.names):,} images, {len(raw.ids):,} boxes, {len(raw.categories)} classes"
         for name, raw in raws.items()
@@ -172,7 +170,7 @@ def doctor(
 
 
 def _sorted(findings: list[Finding]) -> tuple[Finding, ...]:
-    return tuple(sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity)))
+    return tuple(sorted(findings, key=lambda one: SEVERITIES.index(one.severity)))
 
 
 def _sources(data, split: str, validate) -> Iterator[tuple[str, Path | Dataset]]:
@@ -227,7 +225,7 @@ def _tried(model, data, split, validate, recipe, init, program, quick) -> tuple[
             train, validation = data, None if isinstance(validate, str) else validate
         trial = run_trial(model, train, validation, recipe, program=program, quick=quick)
     except (ValueError, OSError) as error:
-        return None, [Finding(MUST_FIX, "refused", f"training refuses to begin: {error}")]
+        return None, [finding("refused", error=error)]
     if any(name.startswith("head.class_subnet.final") for name in loaded):
         trial = Trial(**(asdict(trial) | {"expected_loss": None}))
     return trial, list(check_trial(trial, recipe))

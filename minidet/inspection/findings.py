@@ -41,11 +41,6 @@ class Finding:
         return "\n".join(paragraph)
 
 
-def places(rows: Sequence[int], describe) -> tuple[str, ...]:
-    """`describe` of the first rows."""
-    return tuple(describe(int(row)) for row in rows[:SHOWN])
-
-
 def exit_status(findings: Sequence[Finding]) -> int:
     """For scripts: 0 go, 1 warnings, 2 must not train."""
     severities = {finding.severity for finding in findings}

@@ -15,7 +15,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from minidet.images import FORMATS
-from minidet.inspection.findings import MUST_FIX, NOTE, WARNING, Finding, places
+from minidet.inspection.advice import finding
+from minidet.inspection.findings import WARNING, Finding
 from minidet.inspection.raw import Raw
 
 ORIENTATION = 0x0112  # EXIF's tag; 5 to 8 exchange width and height, 2 to 4 do not
@@ -46,57 +47,16 @@ def check_images(raw: Raw, folder: Path | None, *, quick: bool, progress: bool) 
     there = [row for row, name in enumerate(raw.names) if folder is not None and os.path.isfile(folder / name)]
     gone = np.setdiff1d(np.arange(len(raw.names)), there)
     if len(gone):
-        yield Finding(
-            MUST_FIX, "images-missing", f"{len(gone)} of {len(raw.names)} images of {raw.path} are not in {folder}",
-            "files were moved or renamed, or the download is not complete",
-            "put them back, or remove their entries and annotations from the json", places(gone, raw.image), len(gone),
-        )  # fmt: skip
-    rows = there if not quick else [there[n] for n in np.unique(np.linspace(0, len(there) - 1, QUICK).astype(int))]
+        yield finding("images-missing", gone, raw.image, of=len(raw.names), file=raw.path, folder=folder)
+    rows = there[:: max(1, len(there) // QUICK)] if quick else there
     groups: dict[str, list[Look]] = defaultdict(list)
-    for look in _looks(raw, folder, rows if there else [], progress):
+    for look in _looks(raw, folder, rows, progress):
         groups[_judged(look, tuple(map(int, raw.sizes[look.row])))].append(look)
-    for code, (severity, what, cause, fix) in JUDGED.items():
-        if found := groups.get(code):
-            problems = [f"{raw.image(look.row)}: {look.problem or _seen(look)}" for look in found[:3]]
-            yield Finding(
-                severity, code, f"{len(found)} of {len(rows)} images opened of {raw.path} {what}", cause, fix,
-                tuple(problems), len(found),
-            )  # fmt: skip
-
-
-JUDGED = {
-    "images-unreadable": (
-        MUST_FIX, "cannot be read", "the file is truncated or damaged, or no picture",
-        "copy it again from its source, or remove its entry and annotations from the json",
-    ),
-    "image-size-exchanged": (
-        MUST_FIX, "have width and height exchanged in the json",
-        "the json was written as height x width, or the picture was rotated after it was annotated",
-        "exchange width and height in the json and look whether the boxes fit; else rotate the picture back",
-    ),
-    "image-size-differs": (
-        MUST_FIX, "have another size than the json says", "they were resized or cropped after they were annotated",
-        "restore the original files, or multiply boxes, width and height by new size / old size",
-    ),
-    "exif-ignored": (
-        WARNING, "are turned by their EXIF orientation, but annotated as if they were not",
-        "the annotation tool ignored EXIF",
-        "nothing for minidet, which uses them as annotated; for every other tool rewrite them without EXIF",
-    ),
-    "exif-ambiguous": (
-        WARNING, "have an EXIF orientation that does not show in their size",
-        "turned by 180 degrees, mirrored, or square: nobody can tell whether the boxes are of the turned image",
-        "look at some with their boxes; rewrite the files upright and without EXIF. minidet turns them upright",
-    ),
-    "exif-upright": (
-        NOTE, "are stored turned and annotated upright", "a camera held upright",
-        "nothing: minidet turns them; a tool that ignores EXIF would not",
-    ),
-    "image-modes": (
-        NOTE, "are not RGB", "grey, palette, transparent or 16-bit pictures",
-        "nothing: they become RGB, on white, the upper 8 of 16 bits",
-    ),
-}  # fmt: skip
+    for code in filter(None, groups):
+        yield finding(
+            code, groups[code], lambda look: f"{raw.image(look.row)}: {look.problem or _seen(look)}",
+            of=len(rows), file=raw.path,
+        )  # fmt: skip
 
 
 def _looks(raw: Raw, folder: Path, rows: Sequence[int], progress: bool) -> Iterator[Look]:
@@ -124,7 +84,7 @@ def _look(path: Path, row: int) -> Look:
 
 
 def _judged(look: Look, stated: tuple[int, int]) -> str:
-    """Which of JUDGED a picture is, or nothing."""
+    """The code of what is wrong with a picture, or nothing."""
     turned = look.orientation in (5, 6, 7, 8)
     if look.problem:
         return "images-unreadable"
@@ -164,18 +124,8 @@ def check_copies(splits: Sequence[tuple[Raw, Path | None]]) -> Iterator[Finding]
     def pair(one: tuple[int, int], other: tuple[int, int]) -> str:
         return " = ".join(f"{splits[n][0].path}: {splits[n][0].image(row)}" for n, row in (one, other))
 
-    if across:
-        smallest = min(len(raw.names) for raw, _ in splits)
-        yield Finding(
-            MUST_FIX if len(across) > LEAKED * smallest else WARNING, "images-in-two-splits",
-            f"{len(across)} images are in more than one split, byte for byte",
-            "the split was drawn from a folder that held copies, or over annotations instead of images",
-            "remove them from one of the splits: validation would measure what was learned by heart",
-            tuple(pair(*both) for both in across[:3]), len(across),
-        )  # fmt: skip
-    if inside:
-        yield Finding(
-            WARNING, "images-twice", f"{len(inside)} images are copies of another one of their split, byte for byte",
-            "video frames that stand still, or a folder merged twice",
-            "keep one of each, with the boxes of all", tuple(pair(*both) for both in inside[:3]), len(inside),
-        )  # fmt: skip
+    smallest = min((len(raw.names) for raw, _ in splits), default=0)
+    for code, pairs in (("images-in-two-splits", across), ("images-twice", inside)):
+        if pairs:
+            few = code == "images-in-two-splits" and len(pairs) <= LEAKED * smallest
+            yield finding(code, pairs, lambda both: pair(*both), severity=WARNING if few else "")

@@ -15,6 +15,7 @@ from minidet.data.loader import Batch
 from minidet.detect import detect_batch
 from minidet.detection import IGNORE, LossConfig, build_targets, image_weights, loss
 from minidet.detection.criterion import MOVING_START
+from minidet.inspection.advice import finding
 from minidet.inspection.findings import MUST_FIX, WARNING, Finding
 from minidet.inspection.layers import measure_layers
 from minidet.inspection.process import available, peak, reset_peak, resident
@@ -177,33 +178,23 @@ def check_trial(trial: Trial, recipe: TrainConfig) -> Iterator[Finding]:
     """What the trial means for training."""
     ratio = trial.first_loss / trial.expected_loss if trial.expected_loss else 1.0
     if not 1 / OFF < ratio < OFF:
-        yield Finding(
-            WARNING if 1 / FAR_OFF < ratio < FAR_OFF else MUST_FIX, "first-loss",
-            f"the first class loss is {trial.first_loss:.4g}; a network that says its prior everywhere has "
-            f"{trial.expected_loss:.4g}",
-            "the class output's bias does not hold the prior, or the features are far too large",
-            "start with a fresh class output; check the images' normalisation (model.preprocess) and the norms",
-        )  # fmt: skip
+        severity = WARNING if 1 / FAR_OFF < ratio < FAR_OFF else MUST_FIX
+        yield finding("first-loss", severity=severity, found=trial.first_loss, expected=trial.expected_loss)
     forgetful = len(trial.heart) > HEART_STEPS and trial.heart[-1] > HEART_SHARE * trial.heart[0]
     if forgetful or not np.isfinite(trial.heart).all():  # fewer steps: the time was over
-        yield Finding(
-            WARNING if forgetful else MUST_FIX, "not-learned-by-heart",
-            f"{HEART_IMAGES} images were not learned by heart: from {trial.heart[0]:.3f} the loss went to "
-            f"{trial.heart[-1]:.3f} in {len(trial.heart) - 1} steps, not to {HEART_SHARE:.0%}",
-            "the learning rate does not suit the network; a frozen norm suits only the weights it was trained with",
-            "start from pretrained weights (--init), choose another rate (--set lr=...), or a norm that learns "
-            "(--set model.backbone.norm.name=group)",
+        yield finding(
+            "not-learned-by-heart", severity=WARNING if forgetful else MUST_FIX, images=HEART_IMAGES,
+            steps=len(trial.heart) - 1, first=trial.heart[0], last=trial.heart[-1], share=HEART_SHARE,
         )  # fmt: skip
     if trial.peak > 0.8 * trial.available:
-        rest = trial.peak - trial.memory["activations"]
-        room, whole = 0.8 * trial.available - rest, trial.memory["activations"] * recipe.accumulate
-        parts = math.ceil(whole / room) if room > 0 else math.inf
-        smaller = "smaller images (--set model.preprocess.max_size=...) or a smaller network"
-        yield Finding(
-            MUST_FIX if trial.peak > trial.available else WARNING, "memory",
-            f"training will need {trial.peak / 2**30:.1f} of {trial.available / 2**30:.1f} GiB",
-            f"{trial.part} images are run at once",
-            f"--set accumulate={parts} gives the same result in parts" if parts <= recipe.batch_size else smaller,
+        room = 0.8 * trial.available - (trial.peak - trial.memory["activations"])
+        parts = math.ceil(trial.memory["activations"] * recipe.accumulate / room) if room > 0 else math.inf
+        fix = f"--set accumulate={parts} gives the same result in parts"
+        if parts > recipe.batch_size:
+            fix = "smaller images (--set model.preprocess.max_size=...) or a smaller network"
+        yield finding(
+            "memory", severity=MUST_FIX if trial.peak > trial.available else WARNING, peak=trial.peak / 2**30,
+            available=trial.available / 2**30, images=trial.part, fix=fix,
         )  # fmt: skip
 
 
