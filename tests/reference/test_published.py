@@ -32,7 +32,7 @@ pytestmark = pytest.mark.slow
 def test_detections(vectors: Path, tmp_path):
     meta, a = load(vectors)
     config, wanted = whole_model(meta)
-    name, table, preset = PUBLISHED[meta.get("model") if "torchvision" in meta["kind"] else "d2"]
+    name, table, preset = PUBLISHED["d2" if meta["kind"].startswith("detectron2") else meta["model"]]
     out = tmp_path / "converted.safetensors"
     for path in files(published(name, table, meta), tmp_path):
         done = md.convert(path, out)
