@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 from PIL import Image
 
 import minidet as md
@@ -349,6 +350,18 @@ def test_the_command_there_and_back(tmp_path, capsys, rng):
     assert "--to writes a model as it is" in capsys.readouterr().err
     run("train", "--data", "shapes", "--copy-classes", "--out", tmp_path / "run", status=2)
     assert "--copy-classes says what to take from the weights of --init" in capsys.readouterr().err
+
+
+def test_training_starts_from_a_foreign_detector(tmp_path, capsys):
+    """Whatever its classes are called: the network is recognised, and all but the class output taken over."""
+    data = tiny.coco_folder(tmp_path / "data", train=2, val=1)
+    small = ["--set", "model.preprocess.min_size=64", "--set", "samples=0", "--set", "validations=0", "--quiet"]
+    start = ["--init", SAMPLES / "sample_tiny_d2style.pkl", "--images", 2, "--batch-size", 2]
+    run("train", "--data", data, "--out", tmp_path / "run", *start, *small)
+    printed = capsys.readouterr().out
+    assert "134 tensors loaded" in printed and "every class starts at its prior probability" in printed
+    config = load_model(tmp_path / "run").config
+    assert config.backbone.blocks == (1, 2, 1, 1) and config.classes == shapes().classes
 
 
 def test_names_from_every_kind_of_file(tmp_path):
