@@ -16,13 +16,18 @@ from minidet.data import coco, shapes
 from minidet.detect import Found, detect
 from minidet.evaluation import Evaluation, evaluate
 from minidet.graph import graph_dot, graph_text
+from minidet.inspection.doctor import Diagnosis, doctor
+from minidet.inspection.explain import explain
+from minidet.inspection.explanation import Explanation
 from minidet.inspection.layers import layer_table
 from minidet.models import RetinaNet, RetinaNetConfig, presets
 from minidet.training import TrainConfig, convert, export, load_model, train
 from minidet.weights import load_initial
 
 __all__ = [
+    "Diagnosis",
     "Evaluation",
+    "Explanation",
     "Found",
     "RetinaNet",
     "RetinaNetConfig",
@@ -32,7 +37,9 @@ __all__ = [
     "coco",
     "convert",
     "detect",
+    "doctor",
     "evaluate",
+    "explain",
     "export",
     "graph_dot",
     "graph_text",

@@ -16,7 +16,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from minidet.data import shapes
-from minidet.evaluation import evaluate, inputs
+from minidet.evaluation import average_precision, evaluate
 from minidet.evaluation.average_precision import accumulate, interpolate, iou_with_crowds, match
 from minidet.evaluation.coco import with_pycocotools
 from minidet.evaluation.inputs import Results, checked
@@ -173,6 +173,12 @@ def test_equals_pycocotools_at_the_ties(annotations, results):
     assert_equals_pycocotools(dataset(annotations, images=(1, 2, 3), categories=(1, 2)), results)
 
 
+def match_one(iou, crowd, ignored):
+    """`match` in a single image, from all its IoUs, (D, G)."""
+    rows, columns = np.nonzero(iou >= IOU_THRESHOLDS[0])
+    return match(rows, columns, iou[rows, columns], np.zeros(len(iou), int), crowd, ignored)
+
+
 def match_as_pycocotools(iou, crowd, ignored, threshold):
     """The loops of COCOeval.evaluateImg for one area range and threshold: found and excused, (D,) each."""
     order = np.argsort(ignored, kind="stable")
@@ -201,29 +207,30 @@ def test_match_is_the_plain_loop(seed):
         iou = rng.choice([0, 0.5, 0.7, 0.75, 1], (int(rng.integers(1, 7)), G))
         crowd = rng.random(G) < 0.3
         ignored = crowd | (rng.random((4, G)) < 0.3)
-        found, excused = match(iou, crowd, ignored)
+        found, excused = match_one(iou, crowd, ignored)
         for area, t in np.ndindex(4, 10):
             plain = match_as_pycocotools(iou, crowd, ignored[area], IOU_THRESHOLDS[t])
             assert (found[area, t].tolist(), excused[area, t].tolist()) == plain
 
 
-def test_taken_at_once_or_one_by_one():
-    """Plain entries as a whole, whatever else with the look at each of them, and results that are columns."""
+def test_results_as_columns_are_results():
     truth, results = json.loads(json.dumps(random_case(np.random.default_rng(7))))
-    del truth["annotations"][3]["area"], truth["annotations"][4]["iscrowd"]
-    images, classes = ({e["id"]: n for n, e in enumerate(truth[key])} for key in ("images", "categories"))
     listed = Results.joined(
         (np.array([r["image_id"]]), np.array([r["category_id"]]), np.array([r["bbox"]]), np.array([r["score"]]))
         for r in results
     )
     assert list(listed) == results and listed[3] == results[3] and listed[-1] == results[-1]
     assert list(listed[2:4]) == results[2:4] and len(Results.joined([])) == 0
-    for entries, scored in ((truth["annotations"], False), (results, True), (listed, True)):
-        whole = inputs._at_once(entries, images, classes, scored)
-        single = inputs._columns([inputs._row(entry, "", images, classes, scored) for entry in entries])
-        for name, column in vars(single).items():
-            np.testing.assert_array_equal(getattr(whole, name), column, strict=True)
-    assert accumulate(truth, listed).numbers == accumulate(truth, results).numbers
+    columns = (vars(checked(truth, given).detections) for given in (listed, results))
+    for one, other in zip(*map(dict.values, columns), strict=True):
+        np.testing.assert_array_equal(one, other, strict=True)
+
+
+def test_pairs_are_looked_at_in_parts(monkeypatch):
+    truth, results = random_case(np.random.default_rng(11))
+    whole = accumulate(truth, results)
+    monkeypatch.setattr(average_precision, "MOST_PAIRS", 7)
+    np.testing.assert_array_equal(accumulate(truth, results).precision, whole.precision)
 
 
 # Every rule, by hand.
@@ -247,30 +254,30 @@ def test_interpolation_takes_the_best_precision_to_come():
 
 
 def test_iou_of_a_crowd_is_over_the_detection():
-    boxes = np.array([[0.0, 0, 10, 10]])
+    boxes = np.array([[0.0, 0, 10, 10]] * 4)
     objects = np.array([[0.0, 0, 20, 10], [0, 0, 20, 10], [10, 0, 5, 5], [5, 5, 0, 0]])
     iou = iou_with_crowds(boxes, objects, np.array([False, True, False, True]))
-    np.testing.assert_array_equal(iou, [[0.5, 1.0, 0.0, 0.0]])
+    np.testing.assert_array_equal(iou, [0.5, 1.0, 0.0, 0.0])
 
 
 def test_a_match_needs_iou_at_the_threshold_or_above():
-    found, _ = match(np.array([[0.5]]), np.array([False]), np.zeros((4, 1), bool))
+    found, _ = match_one(np.array([[0.5]]), np.array([False]), np.zeros((4, 1), bool))
     assert found[0, :, 0].tolist() == [True] + [False] * 9
-    found, _ = match(np.array([[1 - 1e-12]]), np.array([False]), np.zeros((4, 1), bool))
+    found, _ = match_one(np.array([[1 - 1e-12]]), np.array([False]), np.zeros((4, 1), bool))
     assert found.all()
 
 
 def test_an_object_is_found_once_and_a_crowd_often():
     iou = np.full((3, 1), 0.99)
-    found, excused = match(iou, np.array([False]), np.zeros((4, 1), bool))
+    found, excused = match_one(iou, np.array([False]), np.zeros((4, 1), bool))
     assert found[0, 0].tolist() == [True, False, False] and not excused.any()
-    found, excused = match(iou, np.array([True]), np.ones((4, 1), bool))
+    found, excused = match_one(iou, np.array([True]), np.ones((4, 1), bool))
     assert found.all() and excused.all()
 
 
 def test_an_object_that_counts_is_preferred_to_an_ignored_one():
     ignored = np.array([[True, False]] * 4)
-    found, excused = match(np.array([[0.99, 0.6]]), np.array([False, False]), ignored)
+    found, excused = match_one(np.array([[0.99, 0.6]]), np.array([False, False]), ignored)
     assert found[0, :, 0].all()
     # At .50 and .55 and .60 the second object is near enough; above, only the ignored one is.
     assert excused[0, :, 0].tolist() == [False] * 3 + [True] * 7
@@ -278,7 +285,7 @@ def test_an_object_that_counts_is_preferred_to_an_ignored_one():
 
 def test_of_equal_ious_the_later_object_is_taken():
     iou = np.array([[0.7, 0.7], [0.2, 0.7]])
-    found, _ = match(iou, np.zeros(2, bool), np.zeros((4, 2), bool))
+    found, _ = match_one(iou, np.zeros(2, bool), np.zeros((4, 2), bool))
     assert found[0, 0].tolist() == [True, False]
 
 

@@ -82,15 +82,23 @@ def engine(version):
         pytest.skip("the package is installed without kernels/convolution/cpu")
 
 
-def test_winograd_transforms_are_a_short_convolution(rng):
-    """A'[(G w) * (B' d)] is the four sums of a 1-D convolution of six numbers with three."""
+@pytest.mark.parametrize("side", [4, 2])
+def test_winograd_transforms_are_a_short_convolution(side, rng):
+    """A'[(G w) * (B' d)] is a 1-D convolution with three weights; A and G' transpose what A' and G do."""
     transform = pytest.importorskip("minidet.kernels.convolution.cpu.transform")
-    d, w = rng.normal(size=6), rng.normal(size=3)
-    products = np.multiply(transform.weight_transform(w), transform.input_transform(d))
-    np.testing.assert_allclose(transform.output_transform(products), np.correlate(d, w), atol=1e-14)
+    of_input, of_weight, of_output, of_gradient, of_weight_gradient = (
+        getattr(transform, f"{name}_of_{side}") for name in ("input", "weight", "output", "gradient", "weight_gradient")
+    )
+    d, w = rng.normal(size=side + 2), rng.normal(size=3)
+    products = np.multiply(of_weight(w), of_input(d))
+    np.testing.assert_allclose(of_output(products), np.correlate(d, w), atol=1e-14)
+    matrix = np.array(of_output(np.eye(side + 2)))
+    np.testing.assert_allclose(np.array(of_gradient(np.eye(side))), matrix.T, atol=0)
+    matrix = np.array(of_weight(np.eye(3)))
+    np.testing.assert_allclose(np.array(of_weight_gradient(np.eye(side + 2))), matrix.T, atol=1e-16)
 
 
-@pytest.mark.parametrize(("map_", "version"), [((6, 7), "direct"), ((32, 32), "winograd")])
+@pytest.mark.parametrize(("map_", "version"), [((6, 7), "direct"), ((32, 32), "winograd4")])
 def test_a_memo_changes_nothing(map_, version, rng):
     engine(version)
     geometry = Geometry((map_, (2, 2)), (3, 3), (1, 1), (1, 1))

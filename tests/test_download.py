@@ -90,6 +90,20 @@ def trickle(handler, content):
         handler.server.stopped.wait(0.02)
 
 
+def chunked(sent: int, etag='"v1"') -> Callable:
+    """As servers that pack a file while they send it: nobody knows its length beforehand."""
+
+    def change(handler, content):
+        handler.send_response(200)
+        handler.send_header("Transfer-Encoding", "chunked")
+        handler.send_header("ETag", etag)
+        handler.end_headers()
+        handler.wfile.write(b"%x\r\n%b\r\n" % (len(content[:sent]), content[:sent]))
+        handler.wfile.write(b"0\r\n\r\n" if sent >= len(content) else b"ffff\r\n")
+
+    return change
+
+
 def redirect(handler, content):
     handler.send_response(302)
     handler.send_header("Location", "/file")
@@ -130,6 +144,9 @@ HARMLESS = {
     "another version": [cut(150_000, etag='"v0"')],
     "wrong bytes once": [lambda handler, content: handler.send(content[::-1])],
     "half of another file": [lambda handler, content: handler.send(content[::-1], sent=90_000, etag="")],
+    "chunks": [chunked(len(CONTENT))],
+    "chunks, cut": [chunked(50_000), chunked(len(CONTENT))],
+    "chunks, cut, then ranges": [chunked(50_000)],
     "too short": [lambda handler, content: handler.send(content, length=len(content), sent=len(content) - 1)],
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import threading
 import time
 
@@ -10,6 +11,7 @@ import pytest
 
 from minidet.data import Augment, Dataset, Loader, Sample, shapes
 from minidet.images import Preprocess
+from minidet.kernels import Kernel
 
 KEEP = Preprocess(min_size=0, max_size=0, scale=1.0, mean=(0, 0, 0), std=(1, 1, 1), pad_multiple=1)
 ALL_FLIPS = Augment(hflip=0.5, vflip=0.5, transpose=True)
@@ -252,3 +254,18 @@ def test_stopping_early_leaves_no_thread(workers):
 def test_a_loader_can_be_iterated_again():
     loader = Loader(Numbers(), KEEP, batch_size=4, workers=1)
     assert all(map(same, loader, list(loader)))
+
+
+def test_prefetch_threads_call_no_parallel_kernel(monkeypatch):
+    """They would take the cores from the training step's pool, and Numba's pools may not be entered twice."""
+    called, call = set(), Kernel.__call__
+
+    def recorded(kernel, *args):
+        called.add((threading.current_thread().name.rpartition("_")[0], kernel.__name__))
+        return call(kernel, *args)
+
+    monkeypatch.setattr(Kernel, "__call__", recorded)
+    list(Loader(Numbers(), Preprocess(min_size=20, max_size=40), batch_size=2, augment=ALL_FLIPS, workers=2))
+    assert called == {("minidet-loader", "resample")}
+    compiled = importlib.import_module("minidet.kernels.resample")._resample
+    assert not getattr(compiled, "targetoptions", {}).get("parallel")

@@ -176,6 +176,16 @@ def test_lines(tmp_path):
     assert shows(read(path), plots.COLOURS[0])
 
 
+def test_bars(tmp_path):
+    values = {"slow": 1.0, "fast": 40.0}
+    plain = read(plots.bars(values, tmp_path / "bars.png", x="speed", title="Two ways"))
+    blue = np.all(plain == rgb(plots.COLOURS[0]), axis=-1).sum(axis=1)
+    rows = np.flatnonzero(blue)
+    assert blue[rows[0]] * 20 < blue[rows[-1]]      # in order from the top, as long as the numbers say
+    limited = read(plots.bars(values, tmp_path / "limited.png", limit=("the most there is", 60)))
+    assert np.all(limited == rgb(plots.INK), axis=-1).sum() > np.all(plain == rgb(plots.INK), axis=-1).sum() + 100
+
+
 def test_no_display_and_no_pyplot(tmp_path):
     program = (
         "import sys, numpy as np; from minidet import plots\n"

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,14 +22,17 @@ import tiny
 from processes import MPI, mpi, start
 
 from minidet import backend
+from minidet.autograd import Tensor
 from minidet.cli import command
 from minidet.data import Loader, shapes
 from minidet.data.loader import share
 from minidet.launcher import SIZES, share_machine
 from minidet.models import presets
+from minidet.nn import BatchNorm2d, Module
 from minidet.training import read_checkpoint
 from minidet.training.communicator import Alone, find_communicator
 from minidet.training.monitor import read_metrics
+from minidet.training.together import average_statistics, check_alike, pad_alike, sum_gradients
 
 PREPROCESS = presets.small(shapes().classes).preprocess
 
@@ -158,6 +164,99 @@ def test_memory_does_not_grow_over_a_thousand_steps(tmp_path):
         MiB = mine["bytes"] / 2**20
         print(f"process {rank}: {MiB[2]:.1f} MiB after 200 steps, {MiB[-1]:.1f} MiB after 900")
         assert len(MiB) == 10 and MiB[-1] - MiB[2] < 2
+
+
+# The same in threads, where there is no MPI.
+
+
+class Thread:
+    """One of several threads that stand for processes."""
+
+    def __init__(self, rank: int, size: int, barrier: threading.Barrier, table: dict):
+        self.rank, self.size, self.barrier, self.table = rank, size, barrier, table
+
+    def exchange(self, value) -> list:
+        self.table[self.rank] = value
+        self.barrier.wait(timeout=60)
+        everybody = [self.table[rank] for rank in range(self.size)]
+        self.barrier.wait(timeout=60)
+        return everybody
+
+    def all_sum(self, values) -> None:
+        values[...] = np.sum(self.exchange(values.copy()), axis=0)
+
+    def all_max(self, values) -> None:
+        values[...] = np.max(self.exchange(values.copy()), axis=0)
+
+
+def in_threads(size: int, function) -> list:
+    """What `function(communicator)` returns, or raises, in each."""
+    barrier, table = threading.Barrier(size), {}
+
+    def one(rank: int):
+        try:
+            return function(Thread(rank, size, barrier, table))
+        except RuntimeError as error:
+            return error
+
+    with ThreadPoolExecutor(size) as pool:
+        return list(pool.map(one, range(size)))
+
+
+def test_gradients_are_summed_where_anybody_has_one():
+    def summed(communicator):
+        both, second, nobody = (Tensor(np.zeros((2, 3), np.float32), requires_grad=True) for _ in range(3))
+        both.grad = np.full((2, 3), 1.0 + communicator.rank)
+        own = both.grad
+        if communicator.rank == 1:
+            second.grad = np.full((2, 3), 5.0)
+        sum_gradients(communicator, [both, nobody, second])
+        assert both.grad is own  # written into where it was
+        return both.grad, second.grad, nobody.grad
+
+    for both, second, nobody in in_threads(3, summed):
+        assert np.array_equal(both, np.full((2, 3), 6.0)) and np.array_equal(second, np.full((2, 3), 5.0))
+        assert nobody is None
+
+
+def test_images_are_padded_to_the_largest_of_all():
+    data = ranks.Sizes(8)  # the last four, of 64 x 72 pixels and less, would need less room
+
+    def padded(communicator):
+        (batch,) = Loader(data, PREPROCESS, batch_size=8, shuffle=False, rank=communicator.rank, size=2)
+        return batch.images, pad_alike(batch, communicator).images
+
+    (whole,) = Loader(data, PREPROCESS, batch_size=8, shuffle=False)
+    (kept, first), (small, second) = in_threads(2, padded)
+    assert kept is first and small.shape < second.shape
+    np.testing.assert_array_equal(np.concatenate([first, second]), whole.images)
+
+
+def test_only_statistics_that_are_trained_are_averaged():
+    def norms(communicator):
+        trained, frozen = BatchNorm2d(2), BatchNorm2d(2).freeze()
+        for norm in (trained, frozen):
+            norm.running_mean[...] = 1 + communicator.rank
+        model = Module()
+        model.layers = [trained, frozen]
+        average_statistics(communicator, model)
+        return trained.running_mean.tolist(), trained.running_var.tolist(), frozen.running_mean.tolist()
+
+    assert in_threads(2, norms) == [([1.5, 1.5], [1, 1], [1, 1]), ([1.5, 1.5], [1, 1], [2, 2])]
+
+
+def test_any_difference_is_noticed_by_all():
+    def differing(communicator):
+        norm = BatchNorm2d(2)
+        check_alike(communicator, norm, "the same")
+        if communicator.rank == 2:
+            norm.running_var[1] = np.nextafter(np.float32(1), np.float32(2))
+        check_alike(communicator, norm, "24 images seen")
+
+    for error in in_threads(3, differing):
+        assert re.search("the processes are no longer one training; .* in this: 24 images seen", str(error))
+    for error in in_threads(2, lambda c: check_alike(c, BatchNorm2d(2), f"settings {c.rank}")):
+        assert "in this: settings" in str(error)
 
 
 # What processes are told, and what they take.

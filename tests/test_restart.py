@@ -157,7 +157,9 @@ def test_a_table_that_does_not_fit_says_its_name(tmp_path, monkeypatch):
     run(tmp_path)
     rows = read_metrics(tmp_path / "metrics.csv")
 
-    def full(*_, **__):
+    def full(path, mode="r", **options):
+        if mode == "r":
+            return open(path, **options)
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("minidet.training.monitor.open", full, raising=False)
@@ -183,6 +185,7 @@ def test_a_checkpoint_without_settings_cannot_be_continued(tmp_path):
         run(tmp_path, resume=True)
 
 
+NAP = 0.01  # seconds
 ENOUGH = 1800  # seconds for a training to end by itself, on a machine that does other things too
 
 LONG = [
@@ -255,7 +258,7 @@ class Training:
         while not condition():
             if self.process.poll() is not None:
                 return False
-            time.sleep(0.01)
+            time.sleep(NAP)
         return True
 
     def kill(self, rank: int) -> None:
@@ -266,11 +269,15 @@ class Training:
                 os.kill(int((self.pids / str(rank)).read_text()), signal.SIGKILL)
 
     def end(self, timeout: float) -> tuple[int, str]:
-        """Its status and what it said."""
-        try:
-            said = "".join(self.process.communicate(timeout=timeout))
-        finally:
-            self.process.kill()
+        """Its status and what it said.  Time is counted in naps: while everything is paused none passes."""
+        naps = 0
+        while self.process.poll() is None and naps < timeout / NAP:
+            time.sleep(NAP)
+            naps += 1
+        ended = self.process.poll() is not None
+        self.process.kill()
+        said = "".join(self.process.communicate())
+        assert ended, f"still running after {timeout} seconds: {said}"
         return self.process.returncode, said
 
 

@@ -213,7 +213,7 @@ HOSTILE = {
     "a persistent name": (b"Panything\n", r"instruction PERSID \(anything\),"),
     "a persistent id of its own": (text("module") + b"Q", "a storage without kind, key and number of elements"),
     "a storage's view": (storage(6)[:-2] + number(3) + b"tQ", "or a view into another one"),
-    "a storage of no known kind": (storage(6, "Size"), "a storage without kind"),
+    "a storage of no known kind": (storage(6).replace(b"torch\nFloatStorage", b"numpy\nndarray"), "a storage without"),
     "BUILD of a list": (b"]}b", f"sets the attributes of a list{NOTHING_RUN}"),
     "BUILD of a text": (text("x") + b"}b", "sets the attributes of a str"),
     "a call of a text": (text("os.system") + SYSTEM + b"\x85R", "calls a str, which is nothing to call"),
@@ -227,7 +227,6 @@ HOSTILE = {
         call("torch._utils", "_rebuild_tensor_v2", *[text("x")] * 6), "a tensor without storage, shape and strides"
     ),
     "a parameter of a list": (call("torch._utils", "_rebuild_parameter", b"]", b"\x88", b"}"), "that is no tensor"),
-    "a size of a number": (call("torch", "Size", number(3)), r"a torch\.Size of no numbers"),
     "objects in an array": (call("numpy", "dtype", text("O8"), b"\x89", b"\x88"), "holds arrays of 'O8': only float"),
     "a type of a list": (call("numpy", "dtype", b"]"), "holds arrays of 'list'"),
     "a type with fields": (
@@ -252,8 +251,8 @@ HOSTILE = {
     "a key that would crash hashing": (b"}" + DEEP + b"K\x01s", "a tuple as a key"),
     "a name twice": (b"}(" + 2 * (text("x") + b"K\x01") + b"u", "the name 'x' comes twice"),
     "items of a number": (b"K\x01(K\x02e", "a int where a pickle needs a list"),
-    "a list in itself": (b"]q\x00h\x00a", "holds no tensors by name, neither at its top nor.*; it is a list"),
-    "a dict in itself": (b"}q\x00" + text("model") + b"h\x00s", "holds no tensors by name.*; it has model"),
+    "a list in itself": (b"]q\x00h\x00a", "holds no tensors by name, neither at its top nor.*; it is list"),
+    "a dict in itself": (b"}q\x00" + text("model") + b"h\x00s", "holds no tensors by name.*; it is model"),
     "a deep nest": (DEEP, "holds no tensors by name"),
     "a bomb of lists": (TWICE + b"Q", "a storage without kind"),
     "a bomb of lists as a shape": (
@@ -361,9 +360,9 @@ DAMAGED = {
     "cut.pkl": (lambda: WHOLE["zoo.pkl"][:150], "damaged or truncated: its pickle ends early"),
     "cut_old.pth": (lambda: WHOLE["legacy.pth"][:-4], r"truncated: [\d,]+ of [\d,]+ bytes; copy it again"),
     "twice.pth": (twice, r"its entry 'a/data\.pkl' comes twice"),
-    "absolute.pth": (lambda: zipped({"/a/data.pkl": GOOD}), r"'/a/data\.pkl' points outside the archive"),
-    "up.pth": (lambda: zipped({"a/data.pkl": GOOD, "a/../../x": b""}), "points outside the archive"),
-    "link.pth": (with_link, "its entry 'a/data/0' is a link"),
+    "absolute.pth": (lambda: zipped({"/a/data.pkl": GOOD}), r"'/a/data\.pkl' leads outside the archive"),
+    "up.pth": (lambda: zipped({"a/data.pkl": GOOD, "a/../../x": b""}), "leads outside the archive"),
+    "link.pth": (with_link, "its entry 'a/data/0' leads outside the archive"),
     "packed.pth": (
         lambda: zipped({"a/data.pkl": GOOD, "a/data/0": SIX.tobytes()}, compression=zipfile.ZIP_DEFLATED),
         "its entry 'a/data/0' is compressed or lies about its size",
@@ -387,10 +386,10 @@ DAMAGED = {
     ),
     "order.pth": (lambda: torch_zip(GOOD, [SIX.tobytes()], byteorder=b"middle"), "its byte order is b'middle'"),
     "sharing.pth": (sharing, "more than 8 times the .* bytes of the file: a bomb of shared storages"),
-    "magic.pth": (lambda: torch_legacy(GOOD, magic=7), "holds no tensors by name.*; it is a int"),
+    "magic.pth": (lambda: torch_legacy(GOOD, magic=7), "holds no tensors by name.*; it is int"),
     "version.pth": (lambda: torch_legacy(GOOD, version=1002), "old container in version 1002, known is 1001"),
     "count.pth": (
-        lambda: torch_legacy(GOOD, [SIX.tobytes()], itemsize=8), "storage 0 has not the length that its tensors say"
+        lambda: torch_legacy(GOOD, [SIX.tobytes()], counts=[3]), "storage 0 has not the length that its tensors say"
     ),
     "keys.pth": (lambda: torch_legacy(GOOD, [b"", b""]), "its list of storages names others than its tensors"),
     "no_keys.pth": (lambda: torch_legacy(GOOD), "its storage 0 is missing"),
@@ -424,7 +423,7 @@ def test_a_damaged_file_is_refused(filename, tmp_path, nothing_runs):
 def test_any_byte_may_be_wrong(tmp_path, rng):
     """Whatever is changed in a small file: arrays of the right kind come out, or a WeightsError that names it."""
     for kind, whole in WHOLE.items():
-        for at in rng.integers(0, len(whole), 150):
+        for at in rng.integers(0, len(whole), 80):
             content = bytearray(whole)
             content[at] ^= int(rng.integers(1, 256))
             try:

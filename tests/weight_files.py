@@ -32,23 +32,28 @@ def torch_zip(program: bytes, storages: list[bytes] = (), **others: bytes) -> by
 
 
 def torch_legacy(
-    program: bytes, storages: list[bytes] = (), itemsize: int = 4, magic=LEGACY_MAGIC, version=LEGACY_VERSION
+    program: bytes,
+    storages: list[bytes] = (),
+    counts: list[int] | None = None,
+    magic: int = LEGACY_MAGIC,
+    version: int = LEGACY_VERSION,
 ) -> bytes:
-    """torch's container before 1.6."""
+    """torch's container before 1.6; the storages hold float32, unless `counts` says how many numbers."""
     system = {"protocol_version": 1001, "little_endian": True, "type_sizes": {"short": 2, "int": 4, "long": 4}}
     start = b"".join(pickle.dumps(value, 2) for value in (magic, version, system))
     keys = pickle.dumps([str(i) for i in range(len(storages))], 2)
-    return start + program + keys + b"".join(struct.pack("<q", len(s) // itemsize) + s for s in storages)
+    counts = [len(s) // 4 for s in storages] if counts is None else counts
+    return start + program + keys + b"".join(struct.pack("<q", n) + s for n, s in zip(counts, storages, strict=True))
 
 
 def in_every_container(state: State) -> dict[str, bytes]:
-    """The same float32 weights as all kinds of files hold them, by suffix."""
+    """The same weights as all kinds of files hold them, by suffix."""
     program, storages = state_program(state), [array.tobytes() for array in state.values()]
     npz = io.BytesIO()
     np.savez(npz, **state)
     return {
         "zip.pth": torch_zip(program, storages, byteorder=b"little", version=b"3\n"),
-        "legacy.pth": torch_legacy(program, storages),
+        "legacy.pth": torch_legacy(program, storages, [array.size for array in state.values()]),
         "zoo.pkl": pickle.dumps({"model": dict(state), "__author__": "somebody"}, 2),
         "arrays.npz": npz.getvalue(),
     }

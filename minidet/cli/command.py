@@ -10,18 +10,19 @@ import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 
-from minidet.cli import convert, detect, download, eval, train
+from minidet.cli import convert, detect, doctor, download, eval, explain, train
 from minidet.training import NonFiniteError
 from minidet.training.communicator import find_communicator
 from minidet.training.interrupt import Stopped
 
-SUBCOMMANDS = (train, eval, detect, convert, download)
+SUBCOMMANDS = (train, eval, detect, convert, download, doctor, explain)
 
 EXAMPLES = """\
 examples:
   minidet train --data shapes --out runs/shapes          learn on 28,800 of the built-in images
   minidet train --data BCCD --epochs 16 --out runs/bccd  a folder with annotations/instances_{train,val}.json
   minidet train --data BCCD --out runs/bccd --resume     go on after Ctrl-C, exactly
+  minidet doctor --data BCCD                             what is wrong, and what training will cost, beforehand
   minidet eval runs/bccd --data BCCD --split test        COCO's twelve numbers and AP per class
   minidet detect runs/bccd photo.jpg --out found         found/photo.png and found/photo.json
   minidet convert weights.pth --out coco.safetensors     start from what torchvision or detectron2 trained
@@ -47,7 +48,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status: 0, 2 after a user's mistake, 130 after Ctrl-C.
+    """Run the command; returns its exit status: 0, 2 after a user's mistake, 130 after Ctrl-C, or what it says.
 
     Of the processes that mpiexec started the first one speaks; an error in any of them ends all.
     """
@@ -62,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     try:
         with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere if communicator.rank else sys.stdout):
-            options.run(options)
+            return options.run(options) or 0
     except Stopped as stop:
         if communicator.rank == 0:
             print(f"minidet: {stop}", file=sys.stderr)
@@ -75,7 +76,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     except (ValueError, OSError, NonFiniteError, RuntimeError) as error:
         return communicator.fail(f"minidet: {error}", 2)
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:

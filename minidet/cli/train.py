@@ -51,22 +51,27 @@ Any other setting can be given as --set NAME=VALUE, with the names that RUN's ch
 def add(commands) -> None:
     """Add the subcommand to the command's parser."""
     command = commands.add_parser("train", help="train a detector", description="Train a detector.", epilog=EXAMPLES)
+    add_settings(command)
+    command.add_argument("--out", metavar="RUN", type=Path, help="folder for all results (runs/ and the data's name)")
+    command.add_argument("--copy-classes", action="store_true", help="--init: equally named classes go on from there")
+    command.add_argument("--resume", action="store_true", help="continue the training in RUN")
+    command.add_argument("--quiet", action="store_true", help="no progress bar")
+    command.set_defaults(run=_train, parser=command)
+
+
+def add_settings(command) -> None:
+    """Add the arguments that `settings_of` reads: what to train on, and how."""
     command.add_argument("--data", required=True, metavar="shapes|DIR", help="the built-in images, or a COCO folder")
     network = command.add_mutually_exclusive_group()
     network.add_argument("--recipe", choices=RECIPES, metavar="NAME", help="model and training of a paper, see below")
     network.add_argument("--preset", choices=PRESETS, help="the network (small, or what --init was made for)")
-    command.add_argument("--out", metavar="RUN", type=Path, help="folder for all results (runs/ and the data's name)")
     length = command.add_mutually_exclusive_group()
     length.add_argument("--images", type=int, metavar="N", help="how many images to see in all")
     length.add_argument("--epochs", type=float, metavar="N", help="the same, as rounds through the data")
-    command.add_argument("--init", metavar="WEIGHTS", type=Path, help="first weights: a run, or a file that convert takes")
-    command.add_argument("--copy-classes", action="store_true", help="--init: equally named classes go on from there")
-    command.add_argument("--resume", action="store_true", help="continue the training in RUN")
+    command.add_argument("--init", metavar="WEIGHTS", type=Path, help="first weights: a run, or what convert takes")
     command.add_argument("--seed", type=int, metavar="N", help="of weights, order and augmentation (0)")
     command.add_argument("--batch-size", type=int, metavar="N", help="images per step")
     command.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="other settings, see below")
-    command.add_argument("--quiet", action="store_true", help="no progress bar")
-    command.set_defaults(run=_train, parser=command)
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -75,10 +80,7 @@ def _train(options: argparse.Namespace) -> None:
     validate = dataset_named(options.data, "val", missing_ok=True)
     if validate is None:
         print(f"{options.data} has no annotations/instances_val.json: AP will not be measured", file=sys.stderr)
-    config, recipe = _settings(options, out, data.classes)
-    flags = _flags(options, len(data))
-    recipe = recipe.stretched(flags.pop("images", recipe.images))
-    config, recipe = _with(options.set, config, replace(recipe, **flags))
+    config, recipe = settings_of(options, out, data.classes, len(data))
     model = RetinaNet(config, seed=recipe.seed)
     if options.recipe and not (options.init or options.resume):
         initial = RECIPES[options.recipe].initial
@@ -94,6 +96,16 @@ def _train(options: argparse.Namespace) -> None:
     if training.evaluation is not None:
         print(training.evaluation.table())
     print(f"\nin {out}: {', '.join(name for name in RESULTS if (out / name).exists())}")
+
+
+def settings_of(
+    options: argparse.Namespace, out: Path, classes: tuple[str, ...], images: int
+) -> tuple[RetinaNetConfig, TrainConfig]:
+    """Model and recipe, as flags, weights and run ask for them, for data of so many images."""
+    config, recipe = _settings(options, out, classes)
+    flags = _flags(options, images)
+    recipe = recipe.stretched(flags.pop("images", recipe.images))
+    return _with(options.set, config, replace(recipe, **flags))
 
 
 def _settings(options: argparse.Namespace, out: Path, classes: tuple[str, ...]) -> tuple[RetinaNetConfig, TrainConfig]:

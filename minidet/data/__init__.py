@@ -2,6 +2,7 @@
 
 from minidet.data.augment import Augment
 from minidet.data.coco import CocoDataset, coco, write_coco
+from minidet.data.download import download_bccd, download_coco
 from minidet.data.loader import Batch, Loader
 from minidet.data.refusal import DataError
 from minidet.data.sample import Dataset, Sample
@@ -17,6 +18,8 @@ __all__ = [
     "Sample",
     "Shapes",
     "coco",
+    "download_bccd",
+    "download_coco",
     "shapes",
     "write_coco",
 ]

@@ -114,13 +114,18 @@ def coco(
         root = path.parent.parent if path.parent.name == "annotations" else path.parent
         split = path.stem.removeprefix("instances_").removesuffix("2017")
     else:
-        file, root = _annotation_file(path, split), path
+        file, root = annotation_file(path, split), path
     annotations = indexed(file, overhang)
-    places = [Path(images)] if images else _places(root, split)
+    places = [Path(images)] if images else image_places(root, split)
     return CocoDataset(file, annotations, _image_folder(file, annotations, places))
 
 
-def _annotation_file(root: Path, split: str) -> Path:
+def annotation_file(root: Path, split: str) -> Path:
+    """The json of a split.
+
+    Raises:
+        DataError: if the folder has none; it says which splits there are.
+    """
     if not root.is_dir():
         raise DataError(f"{root}: no such file or folder")
     for name in (f"instances_{split}.json", f"instances_{split}2017.json"):
@@ -131,7 +136,8 @@ def _annotation_file(root: Path, split: str) -> Path:
     raise DataError(f"{root}: no annotations/instances_{split}.json; {hint}")
 
 
-def _places(root: Path, split: str) -> list[Path]:
+def image_places(root: Path, split: str) -> list[Path]:
+    """Where the images of a split may lie."""
     inner = (f"{split}2017", split)
     return [
         *(root / "images" / name for name in inner), root / "images", *(root / name for name in inner), root

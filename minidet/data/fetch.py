@@ -102,11 +102,12 @@ def _attempt(source: Source, path: Path, room: int, progress: bool) -> None:
     """Append to the part what one connection brings; returns if that is all."""
     part, note = _part(path), _note(path)
     have, known = _length(part), _read_note(note)
-    if have == source.size:
+    ours = known.get("url") == source.url
+    if ours and have == source.size:
         return
     headers = {"User-Agent": "minidet", "Accept-Encoding": "identity"}
     # Of a file without a version, only a hash can tell afterwards whether two halves belong together.
-    if have and known.get("url") == source.url and (known["version"] or source.sha256):
+    if have and ours and (known["version"] or source.sha256):
         headers["Range"] = f"bytes={have}-"
         if known["version"]:
             headers["If-Range"] = known["version"]

@@ -69,8 +69,10 @@ class Loader:
     With `min_sizes`, one of them is drawn for every image, in place of the preprocessing's `min_size`.  With an
     `aspect_factor`, almost every batch is of images of like shape (data/grouping.py).
 
-    With workers, that many threads prepare up to `prefetch` batches ahead.  As one of several processes, `rank` of
-    `size`, it gives its `share` of every batch, which may be no image at all.
+    With workers, that many threads prepare up to `prefetch` batches ahead: threads, since decoding and resizing
+    leave the interpreter free, while sending a batch from another process takes longer than making it.
+
+    As one of several processes, `rank` of `size`, it gives its `share` of every batch, which may be no image.
     """
 
     def __init__(

@@ -96,6 +96,24 @@ def postprocess(
 
 
 def _one_image(logits, deltas, anchors, level_counts, image_size, config, coder) -> Detections:
+    _, found = candidates(logits, deltas, anchors, level_counts, image_size, config, coder)
+    keep = batched_nms(found.boxes, found.scores, found.labels, config.nms_threshold)
+    found = found.take(keep[: config.max_detections])
+    if config.clip == "after_nms":
+        found = clip(found, image_size)
+    return drop_empty(found) if config.drop_empty else found
+
+
+def candidates(logits, deltas, anchors, level_counts, image_size, config, coder) -> tuple[np.ndarray, Detections]:
+    """What goes into the suppression of one image, and which anchor each box came from.
+
+    Shapes:
+        logits: (R, K)
+        deltas: (R, 4)
+        anchors: (R, 4)
+        returns: (D,) int64, and D detections, level by level
+    Source: RetinaNet, arXiv:1708.02002, section 4.1 "Inference".
+    """
     K = logits.shape[1]
     pairs, scores, start = [], [], 0
     for count in level_counts:
@@ -107,11 +125,7 @@ def _one_image(logits, deltas, anchors, level_counts, image_size, config, coder)
     found = Detections(decode_boxes(deltas[rows], anchors[rows], coder), np.concatenate(scores), labels)
     if config.clip == "before_nms":
         found = clip(found, image_size)
-    keep = batched_nms(found.boxes, found.scores, found.labels, config.nms_threshold)
-    found = found.take(keep[: config.max_detections])
-    if config.clip == "after_nms":
-        found = clip(found, image_size)
-    return drop_empty(found) if config.drop_empty else found
+    return rows, found
 
 
 def clip(found: Detections, image_size: tuple[int, int]) -> Detections:

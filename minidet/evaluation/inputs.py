@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -35,12 +35,10 @@ class Boxes:
     def __len__(self) -> int:
         return len(self.boxes_xywh)
 
-    def by_class_and_image(self) -> dict[tuple[int, int], np.ndarray]:
-        """Row numbers, in file order, of every (class, image) that has any."""
-        rows = defaultdict(list)
-        for row, key in enumerate(zip(self.classes.tolist(), self.images.tolist(), strict=True)):
-            rows[key].append(row)
-        return {key: np.array(value) for key, value in rows.items()}
+    def by_class(self, classes: int) -> list[np.ndarray]:
+        """Row numbers, in file order, of each class."""
+        order = np.argsort(self.classes, kind="stable")
+        return np.split(order, np.cumsum(np.bincount(self.classes, minlength=classes))[:-1])
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,34 +131,34 @@ def _positions(ids: list) -> dict:
 
 
 def _boxes(entries: Sequence[dict], images: dict, classes: dict, scored: bool) -> Boxes:
-    """The entries as columns; looked at one by one only where they cannot be taken all at once."""
+    """The entries as columns; looked at one by one only if something is wrong with one."""
     try:
-        return _at_once(entries, images, classes, scored)
+        return _columns(entries, images, classes, scored)
     except (KeyError, TypeError, ValueError, OverflowError):
-        what = "results[{}]" if scored else "annotation {}"
-        rows = [
-            _row(entry, what.format(n if scored else entry.get("id", n)), images, classes, scored)
-            for n, entry in enumerate(entries)
-        ]
-        return _columns(rows)
+        for n, entry in enumerate(entries):
+            where = f"results[{n}]" if scored else f"annotation {entry.get('id', n)}"
+            _refuse(entry, where, images, classes, scored)
+        raise
 
 
-def _at_once(entries: Sequence[dict], images: dict, classes: dict, scored: bool) -> Boxes:
-    """What `_row` makes of every entry, if all are plain; an error of some kind if one is not."""
+def _columns(entries: Sequence[dict], images: dict, classes: dict, scored: bool) -> Boxes:
+    """The entries as columns; an error of some kind if one of them is not what it should be."""
     if isinstance(entries, Results):
         image_ids, category_ids = entries.image_ids.tolist(), entries.category_ids.tolist()
         boxes, scores = entries.boxes_xywh, entries.scores
     else:
         image_ids, category_ids = ([entry[key] for entry in entries] for key in ("image_id", "category_id"))
         listed = [entry["bbox"] for entry in entries]
-        if set(map(type, listed)) - {list, tuple} or set(map(len, listed)) - {4}:
+        if set(map(type, listed)) - {list, tuple, np.ndarray} or set(map(len, listed)) - {4}:
             raise ValueError("a box of another kind")
-        boxes = _plain(list(chain.from_iterable(listed))).reshape(-1, 4)
-        scores = _plain([entry["score"] for entry in entries]) if scored else np.zeros(len(entries))
+        # Always float64, as pycocotools: float32 IoUs would fall on the other side of a threshold.
+        boxes = _reals(list(chain.from_iterable(listed))).reshape(-1, 4)
+        scores = _reals([entry["score"] for entry in entries]) if scored else np.zeros(len(entries))
+    # A detection's area is always its box's: results carry no segmentation.
     areas, crowd = boxes[:, 2] * boxes[:, 3], np.zeros(len(boxes), bool)
     if not scored:
         sides = zip(entries, areas.tolist(), strict=True)
-        areas = _plain([entry.get("area", area) for entry, area in sides])
+        areas = _reals([entry.get("area", area) for entry, area in sides])
         crowd = np.array([bool(entry.get("iscrowd", 0)) for entry in entries], bool)
     finite = np.isfinite(boxes).all() and np.isfinite(scores).all()
     if not finite or np.any(boxes[:, 2:] < 0) or not np.all(areas >= 0):
@@ -175,14 +173,14 @@ def _at_once(entries: Sequence[dict], images: dict, classes: dict, scored: bool)
     )
 
 
-def _plain(values: list) -> np.ndarray:
-    if set(map(type, values)) - {int, float}:
-        raise ValueError("no plain numbers")
+def _reals(values: list) -> np.ndarray:
+    if not all(issubclass(kind, numbers.Real) for kind in set(map(type, values))):
+        raise ValueError("no numbers")
     return np.array(values, np.float64)
 
 
-def _row(entry: dict, where: str, images: dict, classes: dict, scored: bool = False) -> tuple:
-    """(box, image, class, area, crowd, score), checked."""
+def _refuse(entry: dict, where: str, images: dict, classes: dict, scored: bool) -> None:
+    """Say what is wrong with the entry, if anything is."""
     missing = {"image_id", "category_id", "bbox", *(["score"] if scored else [])} - entry.keys()
     if missing:
         raise ValueError(f"{where}: no {min(missing)!r}")
@@ -202,16 +200,10 @@ def _row(entry: dict, where: str, images: dict, classes: dict, scored: bool = Fa
         raise ValueError(
             f"{where}: bbox {entry['bbox']} must be four finite numbers, x, y, width >= 0, height >= 0"
         )
-    (score,) = _numbers([entry["score"] if scored else 0])
-    if not math.isfinite(score):
+    if scored and not math.isfinite(_numbers([entry["score"]])[0]):
         raise ValueError(f"{where}: score {entry['score']} must be a finite number")
-    # A detection's area is always its box's: results carry no segmentation.
-    box_area = box[2] * box[3]
-    (area,) = _numbers([box_area if scored else entry.get("area", box_area)])
-    if not area >= 0:
+    if not scored and not _numbers([entry.get("area", 0)])[0] >= 0:
         raise ValueError(f"{where}: area {entry['area']} must be a number >= 0")
-    crowd = not scored and bool(entry.get("iscrowd", 0))
-    return box, images[image], classes[category], area, crowd, score
 
 
 def _numbers(values) -> list[float]:
@@ -224,16 +216,3 @@ def _numbers(values) -> list[float]:
 def _some(ids: dict) -> str:
     shown = ", ".join(repr(i) for i in list(ids)[:5])
     return f"{len(ids)} ids ({shown}{', ...' if len(ids) > 5 else ''})"
-
-
-def _columns(rows: list[tuple]) -> Boxes:
-    boxes, images, classes, areas, crowd, scores = zip(*rows, strict=True) if rows else ((),) * 6
-    return Boxes(
-        # Always float64, as pycocotools: float32 IoUs would fall on the other side of a threshold.
-        boxes_xywh=np.array(boxes, np.float64).reshape(-1, 4),
-        images=np.array(images, np.int64),
-        classes=np.array(classes, np.int64),
-        areas=np.array(areas, np.float64),
-        crowd=np.array(crowd, bool),
-        scores=np.array(scores, np.float64),
-    )

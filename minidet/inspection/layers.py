@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from minidet.autograd import Node, Tensor, no_grad, observe
 from minidet.backend import Array
+from minidet.inspection.findings import aligned
 from minidet.kernels.convolution import Geometry
 from minidet.nn import Module
 
@@ -71,7 +72,7 @@ def measure_layers(model: Module, image_size: tuple[int, int]) -> list[Layer]:
     trace = _Trace({id(parameter): name for name, parameter in model.named_parameters()})
     images = Tensor(model.xp.zeros((1, *image_size, 3), dtype=model.xp.float32))
     trace.remember(images.data, (Sight(),))
-    with _evaluating(model), no_grad(), observe(trace):
+    with evaluating(model), no_grad(), observe(trace):
         model(images)
     return [*trace.layers, trace.rest]
 
@@ -97,13 +98,9 @@ def layer_table(model: Module, image_size: tuple[int, int]) -> str:
     ]
     sums = (sum(getattr(layer, what) for layer in layers) for what in ("parameters", "flops", "memory"))
     rows.append((f"all, for {image_size[0]} x {image_size[1]}", "", "", "", "", *_numbers(*sums)))
-    wide = [max(map(len, column)) for column in zip(HEADER, *rows, strict=True)]
-    lines = [
-        "  ".join(f"{text:{'<' if n < 3 else '>'}{wide[n]}}" for n, text in enumerate(row)).rstrip()
-        for row in (HEADER, *rows)
-    ]
     frozen = sum(math.prod(p.shape) for p in model.parameters() if not p.requires_grad)
-    return "\n".join(lines + ([f"{frozen:,} of the parameters are frozen"] if frozen else []))
+    table = aligned(HEADER, rows, left=3)
+    return f"{table}\n{frozen:,} of the parameters are frozen" if frozen else table
 
 
 class _Trace:
@@ -168,7 +165,7 @@ def _bytes_each(array: Array) -> int:
 
 
 @contextmanager
-def _evaluating(model: Module) -> Iterator[None]:
+def evaluating(model: Module) -> Iterator[None]:
     """The model as in `eval`, and afterwards every module as it was."""
     modes = [(module, module.training) for _, module in model.named_modules() if hasattr(module, "training")]
     model.eval()

@@ -38,9 +38,12 @@ def draw_boxes(
     class_names: Sequence[str],
     *,
     truth: np.ndarray | None = None,
+    texts: Sequence[str] | None = None,
     size: int | None = None,
 ) -> np.ndarray:
     """A copy of the image with each box outlined and named in the colour of its class.
+
+    `texts` stand in place of class and score; where one is empty, nothing is written.
 
     Shapes:
         image: (H, W, 3) uint8
@@ -73,7 +76,9 @@ def draw_boxes(
     for n in best_first:
         name = str(class_names[int(labels[n])])
         text = name if scores is None else f"{name} {float(scores[n]):.2f}"
-        _name(draw, text, boxes[n], colour_of(int(labels[n])), font, picture.size, placed)
+        text = text if texts is None else texts[n]
+        if text:
+            _name(draw, text, boxes[n], colour_of(int(labels[n])), font, picture.size, placed)
     return np.asarray(picture)
 
 

@@ -85,6 +85,21 @@ def lines(
     return save(figure, path)
 
 
+def bars(
+    values: dict[str, float], path: str | Path, *, x: str = "", title: str = "", limit: tuple[str, float] | None = None
+) -> Path:
+    """Plot one number per name, from the top down, each written behind its bar; `limit` names a line across."""
+    figure, (axes,) = _figure(6.5, 1.2 + 0.4 * len(values))
+    drawn = axes.barh(list(values), list(values.values()), color=COLOURS[0], height=0.62)
+    axes.bar_label(drawn, fmt="%.3g", padding=4)
+    axes.invert_yaxis()
+    if limit:
+        axes.axvline(limit[1], color=INK, linestyle="--", linewidth=1.4, label=limit[0])
+    axes.margins(x=0.12)
+    finish(axes, x=x, y="", title=title)
+    return save(figure, path)
+
+
 def _smoothed(y: np.ndarray) -> np.ndarray:
     """A weighted mean over a tenth of the curve, over less at its ends."""
     window = np.hanning(len(y) // 20 * 2 + 3)[1:-1]

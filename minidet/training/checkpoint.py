@@ -162,7 +162,8 @@ def _check_length(path: Path) -> None:
         start = file.read(1)
         if size < 9 or start != b"{":
             raise CheckpointError(
-                f"{path}: not a safetensors file; pass a checkpoint that minidet wrote (.safetensors)"
+                f"{path}: not a safetensors file; pass a checkpoint that minidet wrote (.safetensors), "
+                "or make one of other weights: minidet convert"
             )
         header = start + file.read(min(n, size) - 1)
     if len(header) < n:

@@ -17,7 +17,16 @@ from minidet.nn import BatchNorm2d, Norm
 from minidet.training.checkpoint import Checkpoint, write_checkpoint
 from minidet.training.load import load_model
 from minidet.training.settings import assign, differences, from_json, to_json
-from minidet.weights import CATEGORY_IDS, Found, WeightsError, config_for, find_weights, load_initial, to_torchvision
+from minidet.weights import (
+    CATEGORY_IDS,
+    Found,
+    WeightsError,
+    config_for,
+    find_weights,
+    from_torchvision,
+    load_initial,
+    to_torchvision,
+)
 from minidet.weights.recognition import COUNT, STAND_IN
 from minidet.weights.torch_file import write_torch
 
@@ -51,9 +60,9 @@ def convert(
 ) -> Conversion:
     """Write a checkpoint (.safetensors) of the weights in a file of torchvision's, timm's or detectron2's.
 
-    The network is recognised, unless `preset` names it.  `classes` are its classes; those of published
-    detectors are known.  `settings` are changes to it, as "model.backbone.norm.eps=1e-5".  A backbone alone is put
-    under a detector that starts anew, for `train` to begin with.
+    The network is recognised, unless `preset` names it and its conventions.  `classes` are its classes; those
+    of published detectors are known.  `settings` are changes to it, as "model.backbone.norm.eps=1e-5".  A
+    backbone alone is put under a detector that starts anew, for `train` to begin with.
 
     Raises:
         WeightsError: if the file cannot be read or used as a whole.
@@ -70,6 +79,10 @@ def convert(
             raise ValueError(f"--set {setting}: {error}") from error
     config = from_json(RetinaNetConfig, tree["model"], "model")
     model = RetinaNet(config, xp=np)
+    if preset and found.layout.translate is from_torchvision:  # what `export` wrote can have any conventions
+        body = config.backbone
+        layout = replace(found.layout, bgr=config.preprocess.bgr, stride_in_1x1=body.stride_in_1x1)
+        found = replace(found, layout=layout)
     done = load_initial(model, replace(found, classes=None))
     missing = [name for name in done.untouched if found.detector or name.startswith("backbone.")]
     beyond = tuple(f"backbone.stages.{i}." for i in range(len(config.backbone.blocks), 4))

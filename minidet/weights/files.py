@@ -6,8 +6,7 @@ import io
 import stat
 import zipfile
 import zlib
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -90,16 +89,15 @@ def _read(path: Path) -> State:
 
 def _check(archive: zipfile.ZipFile, size: int) -> None:
     """Before anything is unpacked: one entry a name, nothing but files, and no more bytes than there can be."""
-    entries = archive.infolist()
-    for name, times in Counter(entry.filename for entry in entries).items():
-        if times > 1:
+    seen: set[str] = set()
+    for entry in archive.infolist():
+        name = entry.filename
+        if name in seen:
             raise WeightsError(f"damaged: its entry {name[:80]!r} comes twice")
-        if name.startswith("/") or ".." in name.split("/"):
-            raise WeightsError(f"its entry {name[:80]!r} points outside the archive: not written by torch or NumPy")
-    for entry in entries:
-        if stat.S_ISLNK(entry.external_attr >> 16):
-            raise WeightsError(f"its entry {entry.filename[:80]!r} is a link: not written by torch or NumPy")
-    unpacked = sum(entry.file_size for entry in entries)
+        if name.startswith("/") or ".." in name.split("/") or stat.S_ISLNK(entry.external_attr >> 16):
+            raise WeightsError(f"its entry {name[:80]!r} leads outside the archive: not written by torch or NumPy")
+        seen.add(name)
+    unpacked = sum(entry.file_size for entry in archive.infolist())
     if unpacked > max(MOST_UNPACKED, 100 * size):
         raise WeightsError(f"{size:,} bytes that claim to unpack to {unpacked:,}: a decompression bomb")
 
@@ -187,13 +185,8 @@ def _weights(tree: Any) -> dict[str, Strided | Rebuilt]:
         found = {name: leaf for name, leaf in leaves if type(name) is str and isinstance(leaf, Strided | Rebuilt)}
         if found:
             return found
-    raise WeightsError(f"holds no tensors by name, neither at its top nor under {', '.join(WRAPPERS)}{_content(tree)}")
-
-
-def _content(tree: Any) -> str:
-    if type(tree) is not dict:
-        return f"; it is a {type(tree).__name__}"
-    return f"; it has {', '.join(str(name)[:40] for name in list(tree)[:8]) or 'nothing'}"
+    content = ", ".join(str(name)[:40] for name in list(tree)[:8]) if type(tree) is dict else type(tree).__name__
+    raise WeightsError(f"holds no tensors by name, neither at its top nor under {', '.join(WRAPPERS)}; it is {content}")
 
 
 def _safetensors(path: Path) -> State:
@@ -213,18 +206,12 @@ def _safetensors(path: Path) -> State:
 def _npz(path: Path) -> State:
     try:
         with np.load(path, allow_pickle=False) as file:
-            return dict(_members(file))
+            state = dict(file.items())
     except ValueError as error:
-        if "pickle" not in str(error):
-            raise
-        raise WeightsError(
-            "holds pickled objects, which can run any program; save plain arrays with numpy.savez"
-        ) from error
-
-
-def _members(file: Any) -> Iterator[tuple[str, np.ndarray]]:
-    for name in file.files:
-        array = file[name]
+        if "pickle" in str(error):
+            error = WeightsError("holds pickled objects, which can run any program; save plain arrays with numpy.savez")
+        raise error
+    for name, array in state.items():
         if not isinstance(array, np.ndarray):
             raise WeightsError(f"its entry {name[:80]!r} is no array: a zip archive, but neither torch's nor NumPy's")
-        yield name, array
+    return state

@@ -117,16 +117,8 @@ class Strided:
         return np.array(np.lib.stride_tricks.as_strided(values[self.offset :], self.shape, steps), order="C")
 
 
-class Buildable:
-    """What a pickle may make first and describe afterwards."""
-
-    def build(self, state: Any) -> None:
-        """Take over the description."""
-        raise NotImplementedError
-
-
 @dataclass
-class Dtype(Buildable):
+class Dtype:
     """NumPy's description of an element."""
 
     element: str
@@ -142,7 +134,7 @@ class Dtype(Buildable):
 
 
 @dataclass
-class Rebuilt(Buildable):
+class Rebuilt:
     """A NumPy array, once it was described."""
 
     values: np.ndarray | None = None
@@ -218,19 +210,12 @@ def _mapping(pairs: Any = ()) -> dict:
     return dict(items)
 
 
-def _size(shape: Any) -> tuple:
-    if type(shape) not in (list, tuple):
-        raise WeightsError("damaged: a torch.Size of no numbers")
-    return tuple(shape)
-
-
 BUILDERS: dict[str, Callable[..., Any] | None] = {
     "collections.OrderedDict": _mapping,
     "collections.Counter": _mapping,
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_parameter": _parameter,
-    "torch.Size": _size,
     "_codecs.encode": _encoded,
     "__builtin__.bytes": lambda: b"",  # how empty bytes are pickled; any argument is refused
     "numpy.ndarray": None,

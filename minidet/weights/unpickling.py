@@ -6,7 +6,7 @@ import pickletools
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
-from minidet.weights.tensors import BUILDERS, KEYS, Buildable, Name, Storage, WeightsError
+from minidet.weights.tensors import BUILDERS, KEYS, Dtype, Name, Rebuilt, Storage, WeightsError
 
 MOST_STEPS = 5_000_000  # instructions: a ResNet-101 with its optimizer has some 50,000
 INSTEAD = (
@@ -125,7 +125,7 @@ class _Machine:
                 push(_called(function, arguments))
             case "BUILD":
                 state, target = self.pop(), self.stack[-1]
-                if isinstance(target, Buildable):
+                if isinstance(target, Dtype | Rebuilt):
                     target.build(state)
                 elif type(target) is not dict or type(state) is not dict:  # an OrderedDict's attributes: not needed
                     raise WeightsError(f"sets the attributes of a {type(target).__name__}; {INSTEAD}")

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 
 from tests.benchmarks.layers import measure_layers
@@ -53,10 +54,10 @@ def main() -> None:
 def measure(network: Network, rounds: int, folder: Path, *, compiled: bool) -> dict:
     """One network: a row of the table, printed as well."""
     weights = str(folder / "weights.npz")
-    ours = _ours(network, weights, str(folder / "0.npz"))
+    ours = our_worker(network, weights, str(folder / "0.npz"))
     torch = {layout: Worker("torch_side", f"torch {layout}") for layout in LAYOUTS}
     for layout, worker in torch.items():
-        worker.ask("build", what="network", name=network.name, weights=weights, layout=layout)
+        worker.ask("build", what="network", network=asdict(network), weights=weights, layout=layout)
     everyone = [ours, *torch.values()]
     for n, layout in enumerate(LAYOUTS, start=1):
         torch[layout].ask("results", file=str(folder / f"{n}.npz"))
@@ -83,11 +84,11 @@ def measure(network: Network, rounds: int, folder: Path, *, compiled: bool) -> d
     return row
 
 
-def _ours(network: Network, weights: str, results: str) -> Worker:
+def our_worker(network: Network, weights: str, results: str) -> Worker:
     """Our worker; if it had to compile, another one, whose memory the compiler did not swell."""
     while True:
         worker = Worker("ours", "ours")
-        worker.ask("build", what="network", name=network.name, weights=weights)
+        worker.ask("build", what="network", network=asdict(network), weights=weights)
         before = worker.ask("compiled_bytes")["bytes"]
         worker.ask("results", file=results)  # of the weights as built: steps change them
         worker.ask("run", calls=1)

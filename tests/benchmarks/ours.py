@@ -20,7 +20,7 @@ from minidet.ops import conv2d, conv2d_levels
 from minidet.optim import SGD, AdamW
 from minidet.training.step import batch_gradient
 from tests.benchmarks.peak import peak_gflops
-from tests.benchmarks.problem import CLASSES, LAYERS, LEARNING_RATE, NETWORKS, WEIGHT_DECAY, batch, layer_arrays
+from tests.benchmarks.problem import CLASSES, LAYERS, LEARNING_RATE, WEIGHT_DECAY, Network, batch, layer_arrays
 from tests.benchmarks.worker import serve
 
 
@@ -43,8 +43,8 @@ def build(preset: str) -> md.RetinaNet:
 class NetworkJob:
     """A forward pass or a training step."""
 
-    def __init__(self, name: str, weights: str) -> None:
-        self.network = next(n for n in NETWORKS if n.name == name)
+    def __init__(self, network: dict, weights: str) -> None:
+        self.network = Network(**network)
         self.model = model = build(self.network.preset)
         size, N = self.network.size, self.network.images
         np.savez(weights, anchors=model.anchors(size, size), **model.state_dict())

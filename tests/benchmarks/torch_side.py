@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from tests.benchmarks.problem import LAYERS, LEARNING_RATE, NETWORKS, WEIGHT_DECAY, batch, layer_arrays
+from tests.benchmarks.problem import LAYERS, LEARNING_RATE, WEIGHT_DECAY, Network, batch, layer_arrays
 from tests.benchmarks.torch_retinanet import RetinaNet, load, losses
 from tests.benchmarks.turns import THREADS
 from tests.benchmarks.worker import serve
@@ -20,8 +20,8 @@ LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last
 class NetworkJob:
     """A forward pass or a training step."""
 
-    def __init__(self, name: str, weights: str, layout: str) -> None:
-        self.network = network = next(n for n in NETWORKS if n.name == name)
+    def __init__(self, network: dict, weights: str, layout: str) -> None:
+        self.network = network = Network(**network)
         format = {"memory_format": LAYOUTS[layout]}
         self.model = RetinaNet(network.preset)
         state = dict(np.load(weights))

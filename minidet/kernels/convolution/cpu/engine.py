@@ -1,23 +1,28 @@
 """Which of this engine's convolutions runs, and when: the only file choose.py knows.
 
-    winograd  3x3 at stride 1, whole vectors of channels, enough tiles: forward and input gradient
-    direct    float32, one group, at least LEAST_CHANNELS channels on either side
-    stem      float32, one group, fewer channels than that; not the gradient of its input, which nobody needs
+    winograd4  float32, one group, 3x3 at stride 1, enough tiles: F(4x4, 3x3), but for very many weights
+    winograd2  the same with very many weights: F(2x2, 3x3)
+    direct     float32, one group, at least LEAST_CHANNELS channels on either side
+    stem       float32, one group, fewer channels than that; not the gradient of its input, which nobody needs
 
 Everything else (float64, groups) is left to whoever registers next.
 """
 
 from __future__ import annotations
 
+from functools import partial
+
 import numba
 import numpy as np
 
 from minidet.kernels.convolution.cpu import winograd
 from minidet.kernels.convolution.cpu.direct import gathered_product
+from minidet.kernels.convolution.cpu.filters import transformed
 from minidet.kernels.convolution.cpu.panels import packed, padded
 from minidet.kernels.convolution.cpu.plan import forward_plan, input_gradient_plan
 from minidet.kernels.convolution.cpu.stem import padded_maps, row_plan
 from minidet.kernels.convolution.cpu.weight_gradient import outer_products
+from minidet.kernels.convolution.cpu.winograd_gradient import pointwise_products
 from minidet.kernels.convolution.geometry import Geometry
 from minidet.kernels.kernel import Kernel
 
@@ -27,16 +32,23 @@ LEAST_CHANNELS = 8
 
 def register(convolve: Kernel, input_gradient: Kernel, weight_gradient: Kernel) -> None:
     """Put this engine's versions into the three kernels, fastest first."""
-    convolve.faster_on(
-        "numpy", "winograd", when=lambda x, weight, bias, scale, relu, g, memo: winograd_accepts(x, weight, g)
-    )(winograd_forward)
+    for side in (4, 2):
+        version = f"winograd{side}"
+        convolve.faster_on(
+            "numpy", version, when=lambda x, w, bias, scale, relu, g, memo, side=side: winograd_accepts(x, w, g, side)
+        )(partial(winograd_forward, side=side))
+        input_gradient.faster_on(
+            "numpy", version, when=lambda gy, w, g, memo, side=side: winograd_gradient_accepts(gy, w, g, side)
+        )(partial(winograd_input_gradient, side=side))
+        weight_gradient.faster_on(
+            "numpy", version, when=lambda x, gy, g, side=side: winograd_weight_gradient_accepts(x, gy, g, side)
+        )(partial(winograd_weight_gradient, side=side))
     convolve.faster_on(
         "numpy", "direct", when=lambda x, weight, bias, scale, relu, g, memo: direct_accepts(x, weight, g)
     )(direct)
     convolve.faster_on(
         "numpy", "stem", when=lambda x, weight, bias, scale, relu, g, memo: stem_accepts(x, weight, g)
     )(stem)
-    input_gradient.faster_on("numpy", "winograd", when=winograd_gradient_accepts)(winograd_input_gradient)
     input_gradient.faster_on(
         "numpy", "direct", when=lambda gy, weight, g, memo: direct_accepts(gy, weight, g)
     )(direct_input_gradient)
@@ -44,39 +56,44 @@ def register(convolve: Kernel, input_gradient: Kernel, weight_gradient: Kernel) 
     weight_gradient.faster_on("numpy", "stem", when=stem_accepts)(stem_weight_gradient)
 
 
-def winograd_accepts(x, weight, geometry: Geometry) -> bool:
+def winograd_accepts(x, weight, geometry: Geometry, side: int) -> bool:
     """Whether Winograd's convolution may run, and pays."""
-    return (
-        _plain(x, weight, geometry)
-        and winograd.fits(weight.shape[3], weight.shape[0])
-        and winograd.worthwhile(geometry, x.shape[0])
+    return direct_accepts(x, weight, geometry) and winograd.worthwhile(
+        geometry, x.shape[0], weight.shape[0] * weight.shape[3], side
     )
 
 
-def winograd_gradient_accepts(gy, weight, geometry: Geometry, memo: dict) -> bool:
+def winograd_gradient_accepts(gy, weight, geometry: Geometry, side: int) -> bool:
     """The same for the convolution that makes the input gradient; a map smaller than 3x3 may have none."""
     spread = winograd.spread(geometry)
-    return (
-        _plain(gy, weight, geometry)
-        and winograd.fits(weight.shape[0], weight.shape[3])
-        and winograd.worthwhile(spread, gy.shape[0])
-        and spread.output_maps == geometry.maps
+    return winograd_accepts(gy, weight, spread, side) and spread.output_maps == geometry.maps
+
+
+def winograd_weight_gradient_accepts(x, gy, geometry: Geometry, side: int) -> bool:
+    """Whether Winograd's gradient of the weights may run, and pays."""
+    return weight_gradient_accepts(x, gy, geometry) and winograd.worthwhile(
+        geometry, x.shape[0], x.shape[2] * gy.shape[2], side
     )
 
 
-def winograd_forward(x, weight, bias, scale, relu: bool, geometry: Geometry, memo: dict):
+def winograd_forward(x, weight, bias, scale, relu: bool, geometry: Geometry, memo: dict, *, side: int):
     """`definition.convolve` of 3x3 filters at stride 1."""
-    plan = winograd.tiling(geometry, x.shape[0])
-    panels = winograd.transformed(weight, memo, transposed=False)
+    plan = winograd.tiling(geometry, x.shape[0], side)
+    panels = transformed(_ready(weight), side, memo, transposed=False)
     sizes = geometry.output_pixels, weight.shape[0]
     return winograd.tiled_product(_ready(x), plan, panels, *sizes, scale=scale, bias=bias, relu=relu)
 
 
-def winograd_input_gradient(gy, weight, geometry: Geometry, memo: dict):
+def winograd_input_gradient(gy, weight, geometry: Geometry, memo: dict, *, side: int):
     """`definition.convolve_input_gradient` of 3x3 filters at stride 1."""
-    plan = winograd.tiling(winograd.spread(geometry), gy.shape[0])
-    panels = winograd.transformed(weight, memo, transposed=True)
+    plan = winograd.tiling(winograd.spread(geometry), gy.shape[0], side)
+    panels = transformed(_ready(weight), side, memo, transposed=True)
     return winograd.tiled_product(_ready(gy), plan, panels, geometry.pixels, weight.shape[3])
+
+
+def winograd_weight_gradient(x, gy, geometry: Geometry, *, side: int):
+    """`definition.convolve_weight_gradient` of 3x3 filters at stride 1."""
+    return pointwise_products(_ready(x), _ready(gy), winograd.tiling(geometry, x.shape[0], side))
 
 
 def direct_accepts(x, weight, geometry: Geometry) -> bool:

@@ -41,7 +41,7 @@ def multiply_tile(
         x, INDEX, zeros, sources, INDEX, INDEX, INDEX, INDEX, panels, INDEX,
         y, INDEX, targets, INDEX, INDEX, INDEX, INDEX, epilogue, types.float32, rows, vectors,
     )  # fmt: skip
-    rows, vectors = _literal(rows), _literal(vectors)
+    rows, vectors = literal(rows), literal(vectors)
 
     def generate(context, builder, signature, args):
         emit = Emitter(context, builder, signature, args)
@@ -76,28 +76,35 @@ def multiply_tile(
 
 
 @intrinsic(prefer_literal=True)
-def accumulate_tile(typing, a, first_a, b, first_b, count, c, first_c, pitch, rows, vectors):
-    """Add `count` outer products to a tile.
+def accumulate_tile(
+    typing, a, first_a, pitch_a, run_a, b, first_b, run_b, count, runs, c, first_c, pitch, rows, vectors
+):
+    """Add outer products, `runs` times `count` of them, to a tile.
 
-    c[first_c + m*pitch + j] += sum_{p < count} a[first_a + p*rows + m] * b[first_b + p*width + j]
+    c[first_c + m*pitch + j] += sum_{r < runs, p < count} a[first_a + r*run_a + p*pitch_a + m] *
+        b[first_b + r*run_b + p*width + j]
 
     for m < rows and j < width = vectors * LANES.
     """
-    signature = types.void(a, INDEX, b, INDEX, INDEX, c, INDEX, INDEX, rows, vectors)
-    rows, vectors = _literal(rows), _literal(vectors)
+    signature = types.void(
+        a, INDEX, INDEX, INDEX, b, INDEX, INDEX, INDEX, INDEX, c, INDEX, INDEX, rows, vectors
+    )
+    rows, vectors = literal(rows), literal(vectors)
 
     def generate(context, builder, signature, args):
         emit = Emitter(context, builder, signature, args)
-        _, first_a, _, first_b, count, _, first_c, pitch, _, _ = args
+        _, first_a, pitch_a, run_a, _, first_b, run_b, count, runs, _, first_c, pitch, _, _ = args
         targets = [
-            emit.pointer(5, builder.add(first_c, builder.mul(pitch, emit.index(m)))) for m in range(rows)
+            emit.pointer(9, builder.add(first_c, builder.mul(pitch, emit.index(m)))) for m in range(rows)
         ]
         sums = [[emit.variable(emit.load(row, v)) for v in range(vectors)] for row in targets]
-        left, right = emit.pointer(0, first_a), emit.pointer(2, first_b)
-        with cgutils.for_range(builder, count) as p:
-            column = builder.gep(left, [builder.mul(p.index, emit.index(rows))])
-            here = builder.gep(right, [builder.mul(p.index, emit.index(vectors * LANES))])
-            emit.multiply_add([builder.gep(column, [emit.index(m)]) for m in range(rows)], here, sums)
+        with cgutils.for_range(builder, runs) as run:
+            left = emit.pointer(0, builder.add(first_a, builder.mul(run.index, run_a)))
+            right = emit.pointer(4, builder.add(first_b, builder.mul(run.index, run_b)))
+            with cgutils.for_range(builder, count) as p:
+                column = builder.gep(left, [builder.mul(p.index, pitch_a)])
+                here = builder.gep(right, [builder.mul(p.index, emit.index(vectors * LANES))])
+                emit.multiply_add([builder.gep(column, [emit.index(m)]) for m in range(rows)], here, sums)
         for row, target in zip(sums, targets, strict=True):
             for v, total in enumerate(row):
                 emit.store(builder.load(total), target, v)
@@ -110,7 +117,7 @@ def accumulate_tile(typing, a, first_a, b, first_b, count, c, first_c, pitch, ro
 def copy_run(typing, target, to, source, start, length):
     """target[to : to + length] = source[start : start + length] in one move; `length` is a literal."""
     signature = types.void(target, INDEX, source, INDEX, length)
-    length = _literal(length)
+    length = literal(length)
 
     def generate(context, builder, signature, args):
         emit = Emitter(context, builder, signature, args, lanes=length)
@@ -128,7 +135,7 @@ def transpose_square(typing, target, to, target_pitch, source, start, source_pit
     so log2(length) times, transposes a square.
     """
     signature = types.void(target, INDEX, INDEX, source, INDEX, INDEX, length)
-    length = _literal(length)
+    length = literal(length)
 
     def generate(context, builder, signature, args):
         emit = Emitter(context, builder, signature, args, lanes=length)
@@ -198,6 +205,15 @@ class Emitter:
         """Write the v-th vector behind `pointer`."""
         self.builder.store(value, self._vectors(pointer, v), align=4)
 
+    def load_some(self, pointer, valid):
+        """The vector behind `pointer`, its lanes from `valid` on as zeros that are not read."""
+        vector, mask = self._vectors(pointer, 0), self._below(valid, 0)
+        align = ir.Constant(ir.IntType(32), 4)
+        kind = ir.FunctionType(self.vector, [vector.type, align.type, mask.type, self.vector])
+        name = f"llvm.masked.load.v{self.lanes}f32.p0"
+        load = cgutils.get_or_insert_function(self.builder.module, kind, name)
+        return self.builder.call(load, [vector, align, mask, ir.Constant(self.vector, None)])
+
     def store_some(self, value, pointer, v: int, valid) -> None:
         """Store those lanes of the v-th vector whose column is below `valid`."""
         first = v * self.lanes
@@ -206,9 +222,7 @@ class Emitter:
             with then:
                 self.store(value, pointer, v)
             with otherwise:
-                columns = ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), list(range(first, first + self.lanes)))
-                limit = self.broadcast(self.builder.trunc(valid, ir.IntType(32)))
-                self._masked_store(value, pointer, v, self.builder.icmp_signed("<", columns, limit))
+                self._masked_store(value, pointer, v, self._below(valid, first))
 
     def broadcast(self, scalar):
         """A vector of one number."""
@@ -231,6 +245,11 @@ class Emitter:
             for weight, total in zip(loaded, row, strict=True):
                 self.builder.store(self.fma(scalar, weight, self.builder.load(total)), total)
 
+    def _below(self, valid, first: int):
+        """Which lanes of a vector whose first is column `first` are below `valid`."""
+        columns = ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), list(range(first, first + self.lanes)))
+        return self.builder.icmp_signed("<", columns, self.broadcast(self.builder.trunc(valid, ir.IntType(32))))
+
     def _masked_store(self, value, pointer, v: int, mask) -> None:
         target = self._vectors(pointer, v)
         align = ir.Constant(ir.IntType(32), 4)
@@ -249,7 +268,8 @@ class Emitter:
         return self.builder.bitcast(shifted, self.vector.as_pointer())
 
 
-def _literal(kind) -> int:
+def literal(kind) -> int:
+    """The number behind an argument's type, which must be a literal."""
     if not isinstance(kind, types.IntegerLiteral):
-        raise TypingError("the shape of a tile must be a literal integer")
+        raise TypingError("what the code depends on must be a literal integer")
     return kind.literal_value

@@ -1,34 +1,35 @@
-"""The transforms of Winograd's F(4x4, 3x3), as code for vectors of channels.
+"""Winograd's transforms, F(4x4, 3x3) and F(2x2, 3x3), as code for vectors of channels.
 
-A tile of 4x4 outputs reads 6x6 inputs.  Y = A' [(G w G') * (B' d B)] A with the multiplication element by
-element: 36 products instead of 144, at the price of transforming what goes in and out.  Each transform
-below is one dimension of it, written once, for whatever can be added and scaled: NumPy arrays, or the
-vectors of the two functions that the compiled loops call.
+A tile of m x m outputs reads (m + 2) x (m + 2) inputs.  Y = A' [(G w G') * (B' d B)] A with the multiplication
+element by element: for m = 4, 36 products instead of 144, at the price of transforming what goes in and out.
+The gradient of the weights is G' [(B' d B) * (A g A')] G, from the same points.  Each transform below is one
+dimension of its product, written once, for whatever can be added and scaled: NumPy arrays, or the vectors of
+the functions that the compiled loops call.
 
-Source: Lavin & Gray, arXiv:1509.09308, section 4.3, with the points 0, 1, -1, 2, -2 and infinity.
+Source: Lavin & Gray, arXiv:1509.09308, sections 4.1 and 4.3, with the points 0, 1, -1 (2, -2) and infinity.
 """
 
 from __future__ import annotations
 
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
+from numba.extending import intrinsic, register_jitable
 
 from minidet.kernels.convolution.cpu.lanes import LANES
-from minidet.kernels.convolution.cpu.microkernel import INDEX, Emitter
+from minidet.kernels.convolution.cpu.microkernel import INDEX, Emitter, literal
 
-OUTPUTS, INPUTS = 4, 6
-"""Sides of a tile of outputs, and of the inputs that it reads."""
+TAPS = 3
+"""Side of the filters."""
 
 
-def input_transform(d):
-    """B' d: six inputs -> six."""
+def input_of_4(d):
+    """B' d: six inputs -> six points."""
     e, f, g, h = d[3] - 4 * d[1], d[4] - 4 * d[2], d[3] - d[1], d[4] - d[2]
     return [4 * d[0] - 5 * d[2] + d[4], f + e, f - e, h + 2 * g, h - 2 * g, 4 * d[1] - 5 * d[3] + d[5]]
 
 
-def weight_transform(w):
-    """G w: three weights -> six."""
+def weight_of_4(w):
+    """G w: three weights -> six points."""
     a, b = w[0] + w[2], w[0] + 4 * w[2]
     return [
         1 / 4 * w[0],
@@ -40,10 +41,69 @@ def weight_transform(w):
     ]
 
 
-def output_transform(m):
+def output_of_4(m):
     """A' m: six products -> four outputs."""
     s, d, u, v = m[1] + m[2], m[1] - m[2], m[3] + m[4], m[3] - m[4]
     return [m[0] + s + u, d + 2 * v, s + 4 * u, d + 8 * v + m[5]]
+
+
+def gradient_of_4(g):
+    """A g: the gradient of four outputs -> six points."""
+    s, d, u, v = g[0] + g[2], g[1] + g[3], g[0] + 4 * g[2], 2 * g[1] + 8 * g[3]
+    return [g[0], s + d, s - d, u + v, u - v, g[3]]
+
+
+def weight_gradient_of_4(u):
+    """G' u: six points -> the gradient of three weights."""
+    s, d, a, b = u[1] + u[2], u[2] - u[1], u[3] + u[4], u[3] - u[4]
+    return [
+        1 / 4 * u[0] - 1 / 6 * s + 1 / 24 * a,
+        1 / 6 * d + 1 / 12 * b,
+        1 / 6 * (a - s) + u[5],
+    ]
+
+
+def input_of_2(d):
+    """B' d: four inputs -> four points."""
+    return [d[0] - d[2], d[1] + d[2], d[2] - d[1], d[1] - d[3]]
+
+
+def weight_of_2(w):
+    """G w: three weights -> four points."""
+    s = w[0] + w[2]
+    return [w[0], 1 / 2 * (s + w[1]), 1 / 2 * (s - w[1]), w[2]]
+
+
+def output_of_2(m):
+    """A' m: four products -> two outputs."""
+    return [m[0] + m[1] + m[2], m[1] - m[2] - m[3]]
+
+
+def gradient_of_2(g):
+    """A g: the gradient of two outputs -> four points."""
+    return [g[0], g[0] + g[1], g[0] - g[1], -1 * g[1]]
+
+
+def weight_gradient_of_2(u):
+    """G' u: four points -> the gradient of three weights."""
+    s = u[1] + u[2]
+    return [u[0] + 1 / 2 * s, 1 / 2 * (u[1] - u[2]), 1 / 2 * s + u[3]]
+
+
+TRANSFORMS = (
+    (6, 6, input_of_4), (3, 6, weight_of_4), (6, 4, output_of_4), (4, 6, gradient_of_4), (6, 3, weight_gradient_of_4),
+    (4, 4, input_of_2), (3, 4, weight_of_2), (4, 2, output_of_2), (2, 4, gradient_of_2), (4, 3, weight_gradient_of_2),
+)  # fmt: skip
+"""How many numbers each reads, how many it makes, and the function; compiled code names it by its place here."""
+
+INPUT_4, WEIGHT_4, OUTPUT_4, GRADIENT_4, WEIGHT_GRADIENT_4 = range(5)
+INPUT_2, WEIGHT_2, OUTPUT_2, GRADIENT_2, WEIGHT_GRADIENT_2 = range(5, 10)
+
+
+@register_jitable
+def points(side):
+    """Products per tile, input channel and filter, for tiles of side x side outputs."""
+    return (side + TAPS - 1) ** 2
 
 
 def both_ways(transform, square):
@@ -52,68 +112,102 @@ def both_ways(transform, square):
     return [transform(row) for row in zip(*columns, strict=True)]
 
 
-@intrinsic
-def gather_inputs(typing, x, pitch, zeros, patches, patch, channel, target, to, apart):
-    """One tile's inputs, LANES channels of them, transformed.
+@intrinsic(prefer_literal=True)
+def transform_pixels(typing, x, pitch, zeros, pixels, first, channel, target, to, apart, which):
+    """LANES channels of a square of pixels, transformed.
 
-    target[to + q*apart + lane] = (B' d B)[q // 6, q % 6] with d[i, j] = x[patches[patch + 6*i + j],
-    channel + lane], or zeros where that pixel is negative; pixels are `pitch` numbers apart.
+    target[to + q*apart + lane] = point q of T s T' with s[i, j] = x[pixels[first + i*side + j], channel + lane],
+    or zeros where that pixel is negative or has no such channel; pixels have `pitch` channels.
     """
-    signature = types.void(x, INDEX, zeros, patches, INDEX, INDEX, target, INDEX, INDEX)
+    signature = types.void(x, INDEX, zeros, pixels, INDEX, INDEX, target, INDEX, INDEX, which)
+    reads, _, transform = TRANSFORMS[literal(which)]
 
     def generate(context, builder, signature, args):
         emit = Emitter(context, builder, signature, args)
-        _, pitch, _, _, patch, channel, _, to, apart = args
+        _, pitch, _, _, first, channel, _, to, apart, _ = args
         nothing = emit.pointer(2, emit.index(0))
+        valid = builder.sub(pitch, channel)
 
         def read(q: int):
-            pixel = emit.number(3, builder.add(patch, emit.index(q)))
+            pixel = emit.number(3, builder.add(first, emit.index(q)))
             place = emit.pointer(0, builder.add(builder.mul(pixel, pitch), channel))
             outside = builder.icmp_signed("<", pixel, emit.index(0))
-            return _Vector(emit, emit.load(builder.select(outside, nothing, place), 0))
+            return _Vector(emit, emit.load_some(builder.select(outside, nothing, place), valid))
 
-        square = [[read(INPUTS * i + j) for j in range(INPUTS)] for i in range(INPUTS)]
-        for i, row in enumerate(both_ways(input_transform, square)):
-            for j, vector in enumerate(row):
-                offset = builder.add(to, builder.mul(apart, emit.index(INPUTS * i + j)))
-                emit.store(vector.value, emit.pointer(6, offset), 0)
+        square = [[read(reads * i + j) for j in range(reads)] for i in range(reads)]
+        _store_square(emit, both_ways(transform, square), 6, to, apart, None)
         return context.get_dummy_value()
 
     return signature, generate
 
 
-@intrinsic
-def scatter_outputs(typing, m, start, apart, y, pitch, targets, target, column, valid, epilogue, floor):
-    """One tile's outputs, LANES columns of them, from its 36 products at m[start + q*apart].
+@intrinsic(prefer_literal=True)
+def transform_vectors(typing, x, start, pitch, channels, target, to, apart, room, which):
+    """LANES channels of a square of numbers, transformed.
 
-    y[targets[target + 4*i + j], column + lane] = max(floor, add + scale * (A' m A)[i, j]) for every pixel
-    that is not negative and every lane with column + lane < valid; the epilogue is multiply_tile's.
+    target[to + q*apart + lane] = point q of T s T' with s[i, j] = x[start + (i*side + j)*pitch + lane], for
+    lanes below `room`; from `channels` on, what is read counts as zero.
     """
-    signature = types.void(
-        m, INDEX, INDEX, y, INDEX, targets, INDEX, INDEX, INDEX, epilogue, types.float32
-    )
+    signature = types.void(x, INDEX, INDEX, INDEX, target, INDEX, INDEX, INDEX, which)
+    reads, _, transform = TRANSFORMS[literal(which)]
 
     def generate(context, builder, signature, args):
         emit = Emitter(context, builder, signature, args)
-        _, start, apart, _, pitch, _, target, column, valid, _, floor = args
+        _, start, pitch, channels, _, to, apart, room, _ = args
+
+        def read(q: int):
+            offset = builder.add(start, builder.mul(pitch, emit.index(q)))
+            return _Vector(emit, emit.load_some(emit.pointer(0, offset), channels))
+
+        square = [[read(reads * i + j) for j in range(reads)] for i in range(reads)]
+        _store_square(emit, both_ways(transform, square), 4, to, apart, room)
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@intrinsic(prefer_literal=True)
+def scatter_outputs(typing, m, start, apart, y, pitch, targets, target, column, epilogue, floor, which):
+    """One tile's outputs, LANES columns of them, from its products at m[start + q*apart].
+
+    y[targets[target + side*i + j], column + lane] = max(floor, add + scale * (A' m A)[i, j]) for every pixel
+    that is not negative and every lane with column + lane < pitch; the epilogue is multiply_tile's.
+    """
+    signature = types.void(m, INDEX, INDEX, y, INDEX, targets, INDEX, INDEX, epilogue, types.float32, which)
+    reads, writes, transform = TRANSFORMS[literal(which)]
+
+    def generate(context, builder, signature, args):
+        emit = Emitter(context, builder, signature, args)
+        _, start, apart, _, pitch, _, target, column, _, floor, _ = args
 
         def read(q: int):
             offset = builder.add(start, builder.mul(apart, emit.index(q)))
             return _Vector(emit, emit.load(emit.pointer(0, offset), 0))
 
-        scale, add = emit.epilogue(9, column)
+        scale, add = emit.epilogue(8, column)
         scale, add, low = emit.load(scale, 0), emit.load(add, 0), emit.broadcast(floor)
-        left = builder.sub(valid, column)
-        square = [[read(INPUTS * i + j) for j in range(INPUTS)] for i in range(INPUTS)]
-        for i, row in enumerate(both_ways(output_transform, square)):
+        valid = builder.sub(pitch, column)
+        square = [[read(reads * i + j) for j in range(reads)] for i in range(reads)]
+        for i, row in enumerate(both_ways(transform, square)):
             for j, vector in enumerate(row):
-                pixel = emit.number(5, builder.add(target, emit.index(OUTPUTS * i + j)))
+                pixel = emit.number(5, builder.add(target, emit.index(writes * i + j)))
                 with builder.if_then(builder.icmp_signed(">=", pixel, emit.index(0))):
                     place = emit.pointer(3, builder.add(builder.mul(pixel, pitch), column))
-                    emit.store_some(emit.finish(vector.value, scale, add, low), place, 0, left)
+                    emit.store_some(emit.finish(vector.value, scale, add, low), place, 0, valid)
         return context.get_dummy_value()
 
     return signature, generate
+
+
+def _store_square(emit: Emitter, square, argument: int, to, apart, room) -> None:
+    """The points of a square, `apart` from each other, into that array argument."""
+    builder = emit.builder
+    for q, vector in enumerate(v for row in square for v in row):
+        place = emit.pointer(argument, builder.add(to, builder.mul(apart, emit.index(q))))
+        if room is None:
+            emit.store(vector.value, place, 0)
+        else:
+            emit.store_some(vector.value, place, 0, room)
 
 
 class _Vector:

@@ -83,7 +83,9 @@ def _unit(
                 )
             for row in range(0, rows, ROWS):
                 target = place + row * columns + pair * WIDTH
-                accumulate_tile(left, row * pixels, right, 0, pixels, sums, target, columns, ROWS, VECTORS)
+                accumulate_tile(
+                    left, row * pixels, ROWS, 0, right, 0, 0, pixels, 1, sums, target, columns, ROWS, VECTORS
+                )
 
 
 @njit(cache=True)

@@ -1,8 +1,8 @@
 """Winograd's convolution: 3x3 at stride 1 with a quarter of the multiplications.
 
-A few tiles at a time, so that everything stays in cache: gather and transform their inputs, multiply 36
-small matrices (the register tile again, with one tap), transform and store their outputs.  The tiles of
-all levels and images stand in one table, so a pyramid is one call.
+Some tiles at a time, so that everything stays in cache: gather and transform their inputs, multiply a small
+matrix per point (the register tile again, with one tap), transform and store their outputs.  The tiles of all
+levels and images stand in one table, so a pyramid is one call.
 
 The input gradient is the same with every filter turned around.
 """
@@ -18,53 +18,50 @@ from numba import get_num_threads, njit, prange
 from minidet.kernels.convolution.cpu.direct import epilogue_of
 from minidet.kernels.convolution.cpu.lanes import LANES, ROWS, VECTORS, WIDTH
 from minidet.kernels.convolution.cpu.microkernel import multiply_tile
-from minidet.kernels.convolution.cpu.panels import packed
+from minidet.kernels.convolution.cpu.panels import padded
 from minidet.kernels.convolution.cpu.plan import NOWHERE
 from minidet.kernels.convolution.cpu.transform import (
-    INPUTS,
-    OUTPUTS,
-    both_ways,
-    gather_inputs,
+    INPUT_2,
+    INPUT_4,
+    OUTPUT_2,
+    OUTPUT_4,
+    TAPS,
+    points,
     scatter_outputs,
-    weight_transform,
+    transform_pixels,
 )
 from minidet.kernels.convolution.geometry import Geometry
 
-POINTS = INPUTS * INPUTS
-BLOCK = 2 * ROWS
-"""Tiles in a block: their transformed inputs, 36 numbers per channel each, fit the second-level cache."""
-
-STEP = BLOCK + 1
-"""Rows from one point to the next: a tile is written to all 36 points at once, and at a distance of a power
-of two those places would share one set of the cache."""
+CACHE = 80 << 10
+"""float32 numbers of transformed inputs and products that a block of tiles may have: a core's second-level cache."""
 
 PIXELS_PER_TILE = 8
-"""A tile costs 36 products and its transforms, a pixel 9 products: below this the direct way is cheaper."""
+"""A tile of 4x4 costs 36 products and its transforms, a pixel 9 products: below this the direct way is cheaper."""
 
-LEAST_TILES = 128
+LEAST_TILES = 32
 """With fewer, transforming the weights costs more than is saved."""
+
+MANY_WEIGHTS = 1 << 18
+"""From so many channels times filters on, 36 numbers for each leave the last cache, and 16 are better."""
 
 
 @dataclass(frozen=True, eq=False)
 class Tiling:
-    """The tiles of all images: patches (T, 36) and targets (T, 16), flat int32 pixels or NOWHERE."""
+    """The tiles of all images: patches (T, (side + 2)**2) and targets (T, side**2), flat int32 pixels or NOWHERE."""
 
+    side: int
     tiles: int
     patches: np.ndarray
     targets: np.ndarray
 
 
-def worthwhile(geometry: Geometry, images: int) -> bool:
-    """Whether a 3x3 convolution at stride 1 has enough, and full enough, tiles."""
+def worthwhile(geometry: Geometry, images: int, weights: int, side: int) -> bool:
+    """Whether a 3x3 convolution at stride 1 has enough, and full enough, tiles; and not too many weights for 4x4."""
     if geometry.size != (3, 3) or geometry.stride != (1, 1) or geometry.dilation != (1, 1):
         return False
-    tiles = sum(-(-P // OUTPUTS) * -(-Q // OUTPUTS) for P, Q in geometry.output_maps)
-    return images * tiles >= LEAST_TILES and geometry.output_pixels >= PIXELS_PER_TILE * tiles
-
-
-def fits(depth: int, outputs: int) -> bool:
-    """Whether channels fill whole vectors, and outputs whole panels but for the tail of a vector."""
-    return depth % LANES == 0 and (outputs - 1) % WIDTH >= LANES
+    tiles = sum(-(-P // 4) * -(-Q // 4) for P, Q in geometry.output_maps)
+    enough = images * tiles >= LEAST_TILES and geometry.output_pixels >= PIXELS_PER_TILE * tiles
+    return enough and (side == 2 or weights < MANY_WEIGHTS)
 
 
 def spread(geometry: Geometry) -> Geometry:
@@ -73,15 +70,16 @@ def spread(geometry: Geometry) -> Geometry:
 
 
 @lru_cache(maxsize=64)
-def tiling(geometry: Geometry, images: int) -> Tiling:
-    """Every level cut into tiles of 4x4 outputs; those at the lower and right edge may be partly empty."""
+def tiling(geometry: Geometry, images: int, side: int) -> Tiling:
+    """Every level cut into square tiles of outputs; those at the lower and right edge may be partly empty."""
     patches, targets = [], []
     for (H, W), inside, (P, Q), outside in geometry.levels():
-        p, q = np.arange(0, P, OUTPUTS), np.arange(0, Q, OUTPUTS)
+        p, q = np.arange(0, P, side), np.arange(0, Q, side)
         down, right = geometry.padding
-        patches.append(_squares(p - down, q - right, INPUTS, H, W, inside.start))
-        targets.append(_squares(p, q, OUTPUTS, P, Q, outside.start))
+        patches.append(_squares(p - down, q - right, side + TAPS - 1, H, W, inside.start))
+        targets.append(_squares(p, q, side, P, Q, outside.start))
     return Tiling(
+        side,
         images * sum(map(len, patches)),
         _every_image(np.concatenate(patches), geometry.pixels, images),
         _every_image(np.concatenate(targets), geometry.output_pixels, images),
@@ -102,28 +100,8 @@ def _every_image(pixels: np.ndarray, step: int, images: int) -> np.ndarray:
     return np.where(pixels == NOWHERE, NOWHERE, shifted).astype(np.int32).reshape(-1)
 
 
-def transformed(weight, memo: dict, *, transposed: bool):
-    """G w G' of every filter and channel, in panels; of filters turned around for the input gradient."""
-    key = "cpu winograd", transposed
-    if key not in memo:
-        F, C = weight.shape[0], weight.shape[3]
-        taps = weight[:, ::-1, ::-1] if transposed else weight
-        points = np.matmul(_WEIGHT_MATRIX, taps.reshape(F, 9, C))               # (F, 36, C)
-        memo[key] = packed(points, np.arange(POINTS), {}, transposed=transposed)
-    return memo[key]
-
-
-def _weight_matrix() -> np.ndarray:
-    """What G w G' does to the nine weights of a filter: (36, 9)."""
-    units = np.eye(9).reshape(3, 3, 9)
-    return np.array(both_ways(weight_transform, units)).reshape(POINTS, 9).astype(np.float32)
-
-
-_WEIGHT_MATRIX = _weight_matrix()
-
-
 def tiled_product(x, plan: Tiling, panels, pixels: int, outputs: int, *, scale=None, bias=None, relu=False):
-    """act(bias + scale * convolution) with `panels` of transformed weights.
+    """act(bias + scale * convolution) with `panels` of transformed weights (filters.py).
 
     Shapes:
         x: (N, S, C)
@@ -131,52 +109,84 @@ def tiled_product(x, plan: Tiling, panels, pixels: int, outputs: int, *, scale=N
     """
     N, _, C = x.shape
     y = np.empty((N, pixels, outputs), dtype=np.float32)
-    blocks = -(-plan.tiles // BLOCK)
-    threads = get_num_threads()
+    span = WIDTH
+    block = ROWS * min(8, max(2, CACHE // (points(plan.side) * (padded(C) + span) * ROWS)))
     _run(
-        threads if blocks <= 4 * threads else blocks, plan.tiles, x.reshape(-1), C, np.zeros(C, np.float32),
-        plan.patches, plan.targets, panels, y.reshape(-1), outputs, epilogue_of(outputs, scale, bias),
-        epilogue_of(WIDTH, None, None), np.arange(ROWS, dtype=np.int32), np.float32(0 if relu else -np.inf),
+        get_num_threads(), plan.tiles, x.reshape(-1), C, np.zeros(padded(C), np.float32), plan.patches, plan.targets,
+        panels, y.reshape(-1), outputs, epilogue_of(outputs, scale, bias), epilogue_of(span, None, None),
+        np.arange(ROWS, dtype=np.int32), np.float32(0 if relu else -np.inf), block, span, plan.side,
     )  # fmt: skip
     return y
 
 
 @njit(parallel=True, cache=True)
 def _run(
-    units, tiles, x, C, zeros, patches, targets, panels, y, outputs, epilogue, neutral, identity, floor
-):
+    units, tiles, x, C, zeros, patches, targets, panels, y, outputs, epilogue, neutral, identity, floor,
+    block, span, side,
+):  # fmt: skip
     for unit in prange(units):
         begin, end = np.intp(unit) * tiles // units, (np.intp(unit) + 1) * tiles // units
         _unit(
-            begin, end, x, C, zeros, patches, targets, panels, y, outputs, epilogue, neutral, identity, floor
-        )
+            begin, end, x, C, zeros, patches, targets, panels, y, outputs, epilogue, neutral, identity, floor,
+            block, span, side,
+        )  # fmt: skip
 
 
 @njit(cache=True)
 def _unit(
-    begin, end, x, C, zeros, patches, targets, panels, y, outputs, epilogue, neutral, identity, floor
-):
+    begin, end, x, C, zeros, patches, targets, panels, y, outputs, epilogue, neutral, identity, floor,
+    block, span, side,
+):  # fmt: skip
     """Tiles `begin` to `end`, a block at a time."""
-    # Behind the last tile of a block lie old numbers: multiplied along with it, never stored.
-    inputs = np.zeros(POINTS * STEP * C, dtype=np.float32)
-    products = np.empty(POINTS * STEP * WIDTH, dtype=np.float32)
-    for first in range(begin, end, BLOCK):
-        tiles = min(BLOCK, end - first)
+    depth, many = len(zeros), points(side)
+    # A tile is written to all points at once.  At distances of a power of two those places would share one set of
+    # the cache: so rows are a vector longer, and points a row further apart, than they need to be.
+    pitch, step = depth + LANES, block + 1
+    inputs = np.zeros(many * step * pitch, dtype=np.float32)
+    products = np.empty(many * step * span, dtype=np.float32)
+    for first in range(begin, end, block):
+        # Behind the last tile of a block lie old numbers: multiplied along with it, never stored.
+        tiles = min(block, end - first)
         for t in range(tiles):
             for c in range(0, C, LANES):
-                patch = (first + t) * POINTS
-                gather_inputs(x, C, zeros, patches, patch, c, inputs, t * C + c, STEP * C)
-        for column in range(0, outputs, WIDTH):
-            for q in range(POINTS):
-                panel = (column * POINTS + q * WIDTH) * C
-                for t in range(q * STEP, q * STEP + tiles, ROWS):
-                    multiply_tile(
-                        inputs, C, zeros, identity, 0, t, 1, C, panels, panel, products, WIDTH, identity, 0, t,
-                        0, WIDTH, neutral, -np.float32(np.inf), ROWS, VECTORS,
-                    )  # fmt: skip
+                gather(side, x, C, zeros, patches, first + t, c, inputs, t * pitch + c, step * pitch)
+        for start in range(0, outputs, span):
+            stop = min(start + span, outputs)
+            for q in range(many):
+                for column in range(start, stop, WIDTH):
+                    width = WIDTH if outputs - column > LANES else LANES
+                    panel = (column * many + q * width) * depth
+                    for t in range(q * step, q * step + tiles, ROWS):
+                        if width == WIDTH:
+                            multiply_tile(
+                                inputs, pitch, zeros, identity, 0, t, 1, depth, panels, panel, products, span,
+                                identity, 0, t, column - start, WIDTH, neutral, -np.float32(np.inf), ROWS, VECTORS,
+                            )  # fmt: skip
+                        else:
+                            multiply_tile(
+                                inputs, pitch, zeros, identity, 0, t, 1, depth, panels, panel, products, span,
+                                identity, 0, t, column - start, LANES, neutral, -np.float32(np.inf), ROWS, 1,
+                            )  # fmt: skip
             for t in range(tiles):
-                for c in range(0, min(WIDTH, outputs - column), LANES):
-                    scatter_outputs(
-                        products, t * WIDTH + c, STEP * WIDTH, y, outputs, targets,
-                        (first + t) * OUTPUTS * OUTPUTS, column + c, outputs, epilogue, floor,
+                for column in range(start, stop, LANES):
+                    _scatter(
+                        side, products, t * span + column - start, step * span, y, outputs, targets, first + t, column,
+                        epilogue, floor,
                     )  # fmt: skip
+
+
+@njit(cache=True)
+def gather(side, x, C, zeros, patches, tile, channel, target, to, apart):
+    """The transformed inputs of a tile, LANES channels of them, to every `apart` numbers of `target`."""
+    if side == 4:
+        transform_pixels(x, C, zeros, patches, tile * points(4), channel, target, to, apart, INPUT_4)
+    else:
+        transform_pixels(x, C, zeros, patches, tile * points(2), channel, target, to, apart, INPUT_2)
+
+
+@njit(cache=True)
+def _scatter(side, products, start, apart, y, outputs, targets, tile, column, epilogue, floor):
+    if side == 4:
+        scatter_outputs(products, start, apart, y, outputs, targets, tile * 16, column, epilogue, floor, OUTPUT_4)
+    else:
+        scatter_outputs(products, start, apart, y, outputs, targets, tile * 4, column, epilogue, floor, OUTPUT_2)
