@@ -325,6 +325,7 @@ def test_the_paper(name):
     }  # fmt: skip
     assert model.anchors.per_cell == 9 and schedule.factor == 0.1 and t.clip is None and t.cooldown == 0
     assert b.stride_in_1x1 == (b.groups == 1) and b.frozen_stages == 2  # Detectron: FREEZE_AT 2, STRIDE_1X1
+    assert model.preprocess.mean == (102.9801, 115.9465, 122.7717)  # Detectron: PIXEL_MEANS
     assert (schedule.warmup / t.batch_size, schedule.warmup_start) == (500, 1 / 3)  # Detectron: lib/core/config.py
 
 
@@ -337,7 +338,12 @@ def test_every_recipe_can_be_stored_and_has_been_compared(name):
     assert from_json(RetinaNetConfig, json.loads(json.dumps(to_json(model)))) == model
     assert from_json(TrainConfig, json.loads(json.dumps(to_json(training)))) == training
     assert name in DETECTRON2 or name in ROWS or name.startswith("torchvision_v")
-    assert training.batch_size == BATCH and RECIPES[name].initial
+    assert training.batch_size == BATCH
+    # The named weights can be used: MSRA's and FAIR's expect bytes in BGR, and MSRA's the stride in the 1x1.
+    caffe, pixels, backbone = "torchvision" not in RECIPES[name].initial, model.preprocess, model.backbone
+    assert (pixels.bgr, pixels.scale == 1) == (caffe, caffe)
+    assert backbone.stride_in_1x1 == ("MSRA" in RECIPES[name].initial)
+    assert (pixels.std == (1.0, 1.0, 1.0)) == ("MSRA" in RECIPES[name].initial)
 
 
 def test_the_table_has_a_line_for_each():

@@ -95,7 +95,18 @@ _CROSS_ENTROPY = {"alpha": 0.75, "gamma": 0.0}
 _OHEM = {"alpha": None, "gamma": 0.0, "mining": MiningConfig(128, 0.5)}
 _OHEM_1_3 = _OHEM | {"mining": MiningConfig(128, 0.5, ratio=3)}
 
-_paper, _d2 = presets.paper, presets.detectron2
+_d2 = presets.detectron2
+
+
+def _paper(classes: Sequence[str]) -> RetinaNetConfig:
+    """The paper's network fed as its authors' weights need it: BGR, of which only a mean was subtracted.
+
+    Source: Detectron, lib/core/config.py, PIXEL_MEANS.
+    """
+    config, mean = presets.paper(classes), (102.9801, 115.9465, 122.7717)
+    pixels = replace(config.preprocess, bgr=True, scale=1.0, mean=mean, std=(1.0, 1.0, 1.0))
+    return replace(config, preprocess=pixels)
+
 
 RECIPES: dict[str, Recipe] = {
     # Tables 1a, 1b and 1d: 600 px.  "minival" is val2017, but for a few images.
