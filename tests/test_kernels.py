@@ -129,6 +129,19 @@ def number_pairs(rng):
         yield rng.normal(size=x.shape).astype(x.dtype), x
 
 
+def maps_with_gradients(rng):
+    for dtype in (np.float32, np.float64):
+        for shape in ((2, 9, 5), (3, 700, 11), (1, 30, 1000)):  # one below and two above the block
+            yield rng.normal(size=shape).astype(dtype), rng.normal(size=shape).astype(dtype)
+
+
+def epilogues(rng):
+    for gy, y in maps_with_gradients(rng):
+        y[0, 0, 0] = 0
+        yield gy, y, None
+        yield gy, y, rng.normal(size=gy.shape[-1]).astype(gy.dtype)
+
+
 MAPS = ((4, 3), (3, 2), (2, 1))
 
 
@@ -137,13 +150,17 @@ def groups(rng):
     for dtype in (np.float32, np.float64):
         for C, count in ((8, 2), (6, 3), (5, 1)):
             x = rng.normal(1, 2, size=(2, S, C)).astype(dtype)
-            yield x, *rng.normal(size=(2, C)).astype(dtype), count, 1e-5, MAPS
+            weight, bias = rng.normal(size=(2, C)).astype(dtype)
+            yield x, weight, bias, count, 1e-5, MAPS, False
+            yield x[:1].repeat(7, axis=1), weight, bias, count, 1e-5, ((7 * S, 1),), True
+            yield x, weight, bias, count, 1e-5, MAPS, True
 
 
 def group_gradients(rng):
     for x, weight, bias, *rule in groups(rng):
         y, mean, scale = kernels.normalize_groups.textbook(x, weight, bias, *rule)
-        yield x, rng.normal(size=y.shape).astype(x.dtype), weight, mean, scale, MAPS
+        gy = rng.normal(size=y.shape).astype(x.dtype)
+        yield x, gy, weight, mean, scale, rule[2], y if rule[-1] else None
 
 
 def images(rng):
@@ -169,6 +186,9 @@ CASES = {
     kernels.normalize_groups_gradient: group_gradients,
     kernels.rectify: numbers,
     kernels.rectify_gradient: number_pairs,
+    kernels.rectify_sum: number_pairs,
+    kernels.column_sums: lambda rng: ((gy,) for gy, _ in maps_with_gradients(rng)),
+    kernels.epilogue_gradient: epilogues,
     kernels.resample: images,
 }
 """For every kernel, argument lists that reach its definition and all its versions."""
@@ -181,6 +201,8 @@ IN_TEST_CONVOLUTION = {
 
 FLOAT32_BOUND = {
     kernels.focal_loss: {"rtol": 5e-6, "atol": 1e-7},
+    kernels.column_sums: {"rtol": 1e-5, "atol": 1e-5},
+    kernels.epilogue_gradient: {"rtol": 1e-5, "atol": 1e-5},
     kernels.normalize_groups: {"rtol": 1e-5, "atol": 1e-5},
     kernels.normalize_groups_gradient: {"rtol": 1e-4, "atol": 1e-4},
     kernels.resample: {"rtol": 1e-5, "atol": 1e-6},

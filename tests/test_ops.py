@@ -115,6 +115,11 @@ def test_shapes_that_do_not_broadcast_are_named_with_the_op(op, a, b):
         getattr(ops, op)(Tensor(np.zeros(a)), Tensor(np.zeros(b)))
 
 
+def test_a_residual_has_the_shape_of_its_block():
+    with pytest.raises(ValueError, match=r"^add_relu: shapes \(2, 3\) and \(3,\) differ$"):
+        ops.add_relu(Tensor(np.zeros((2, 3))), Tensor(np.zeros(3)))
+
+
 def test_a_condition_must_broadcast_too():
     with pytest.raises(ValueError, match=r"where: shapes \(2, 1\) and \(\) and \(3, 1\) do not broadcast"):
         ops.where(np.ones((3, 1), bool), Tensor(np.zeros((2, 1))), 0.0)

@@ -20,6 +20,7 @@ from minidet.optim import (
     linear_rule,
 )
 from minidet.optim.adamw import adamw_step
+from minidet.optim.sgd import sgd_step
 
 LIBRARIES = ("numpy", "array_api_strict")
 RULES = (SGD(momentum=0.0), SGD(), SGD(nesterov=True), AdamW(), AdamW(beta1=0.8, beta2=0.95, eps=1e-3))
@@ -77,16 +78,23 @@ def test_float32_stays_float32_and_in_place(rule, shape, rng):
     assert not p.memo
 
 
+@pytest.mark.parametrize("shape", [(7, 5), (3, 7001)])  # one loop; blocks on all cores
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
-def test_fused_adamw_equals_its_definition(dtype, rng):
-    p, g, m = (rng.normal(size=(7, 5)).astype(dtype) for _ in range(3))
-    v = rng.uniform(size=(7, 5)).astype(dtype)
-    fused, plain = [a.copy() for a in (p, g, m, v)], [a.copy() for a in (p, g, m, v)]
-    constants = (0.99, 0.9, 0.999, 1e-8, 0.01)
-    assert adamw_step.choose(*fused, *constants)[0] == "numpy:fast"
-    adamw_step(*fused, *constants)
+@pytest.mark.parametrize(
+    ("kernel", "arrays", "constants"),
+    [
+        (adamw_step, 4, (0.99, 0.9, 0.999, 1e-8, 0.01)),
+        (sgd_step, 3, (0.1, 0.9, 0.0, 0.02)),
+        (sgd_step, 3, (0.0, 0.5, 0.02, 0.01)),
+    ],
+)
+def test_fused_steps_equal_their_definitions(kernel, arrays, constants, dtype, shape, rng):
+    fused = [rng.uniform(size=shape).astype(dtype) for _ in range(arrays)]
+    plain = [a.copy() for a in fused]
+    assert kernel.choose(*fused, *constants)[0] == "numpy:fast"
+    kernel(*fused, *constants)
     with only("textbook"):
-        adamw_step(*plain, *constants)
+        kernel(*plain, *constants)
     tolerance = 1e-13 if dtype == np.float64 else 1e-5
     for a, b in zip(fused, plain, strict=True):
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)

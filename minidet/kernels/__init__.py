@@ -6,7 +6,7 @@ from minidet.kernels.convolution import convolve, convolve_input_gradient, convo
 from minidet.kernels.focal import focal_loss, focal_terms
 from minidet.kernels.kernel import Kernel, only
 from minidet.kernels.normalization import normalize_groups, normalize_groups_gradient
-from minidet.kernels.pointwise import rectify, rectify_gradient
+from minidet.kernels.pointwise import column_sums, epilogue_gradient, rectify, rectify_gradient, rectify_sum
 from minidet.kernels.pooling import max_pool, max_pool_gradient
 from minidet.kernels.resample import resample
 from minidet.kernels.scatter import scatter_add
@@ -25,6 +25,9 @@ ALL = (
     normalize_groups_gradient,
     rectify,
     rectify_gradient,
+    rectify_sum,
+    column_sums,
+    epilogue_gradient,
     best_matches,
     claimed_anchors,
     nms,
@@ -43,9 +46,11 @@ __all__ = [
     "batched_nms",
     "best_matches",
     "claimed_anchors",
+    "column_sums",
     "convolve",
     "convolve_input_gradient",
     "convolve_weight_gradient",
+    "epilogue_gradient",
     "focal_loss",
     "focal_terms",
     "gather_windows",
@@ -58,6 +63,7 @@ __all__ = [
     "pairwise_iou",
     "rectify",
     "rectify_gradient",
+    "rectify_sum",
     "resample",
     "scatter_add",
     "scatter_windows",

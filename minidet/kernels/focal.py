@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+from numba import njit, prange
 
 from minidet import backend
 from minidet.kernels.kernel import Kernel
@@ -77,74 +77,98 @@ _f32, _i32 = np.float32, np.int32
 @focal_loss.faster_on("numpy", when=lambda logits, *_: logits.dtype == np.float32)
 def _focal_loss_numba(logits, labels, alpha: float | None, gamma: float):
     N, R, K = logits.shape
-    loss, gradient = np.zeros(N, np.float64), np.empty(logits.shape, np.float32)
+    gradient = np.empty(logits.shape, np.float32)
+    rows = max(1, _BLOCK // max(1, K))
+    sums = np.zeros((N, -(-R // rows)))  # one for each block, not thread: the same for any number of threads
     objects, background = (1.0, 1.0) if alpha is None else (alpha, 1.0 - alpha)
-    _focal_loss(
-        np.ascontiguousarray(logits).reshape(-1),
-        np.ascontiguousarray(labels).reshape(-1),
-        R,
-        K,
-        _f32(objects),
-        _f32(background),
-        _f32(gamma),
-        loss,
-        gradient.reshape(-1),
-    )
-    return loss.astype(np.float32), gradient
+    weights = np.asarray((objects, background, gamma), np.float32)
+    _focal_loss(np.ascontiguousarray(logits), np.ascontiguousarray(labels), rows, weights, sums, gradient)
+    return sums.sum(axis=1).astype(np.float32), gradient
 
 
 # The loop below is the hot one: every anchor times every class, at every step.  It is written so that the
 # compiler turns it into vector instructions, which it cannot do with calls of a mathematical library: hence
 # the two polynomials.  "contract" lets it multiply and add at once, "reassoc" sum in several lanes; NaN keeps
 # its meaning, so a network that diverges is noticed.
-_BLOCK = 2048  # logits whose loss terms wait in the cache to be summed
+_BLOCK = 1 << 11  # logits whose terms are summed in float32
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc"})
-def _focal_loss(logits, labels, R, K, object_weight, background_weight, gamma, loss, gradient):
-    rows = max(1, _BLOCK // max(1, K))
-    terms = np.empty(rows * K, np.float32)
-    for n in range(len(loss)):
-        for start in range(n * R, (n + 1) * R, rows):
-            stop = min((n + 1) * R, start + rows)
-            first, last = start * K, stop * K
-            x, g = logits[first:last], gradient[first:last]
-            # As if all were background, for almost all are, and a loop without branches is fast ...
-            for i in range(len(x)):
-                terms[i], slope = _focal_term(-x[i], background_weight, gamma)
-                g[i] = -slope
-            # ... then the few exceptions.
-            for r in range(start, stop):
-                i = (r - start) * K
-                if 0 <= labels[r] < K:
-                    i += labels[r]
-                    terms[i], g[i] = _focal_term(x[i], object_weight, gamma)
-                elif labels[r] == IGNORE:
-                    for j in range(i, i + K):
-                        terms[j] = g[j] = _f32(0)
-            total = 0.0
-            for i in range(len(x)):
-                total += terms[i]
-            loss[n] += total
+@njit(parallel=True, cache=True)
+def _focal_loss(logits, labels, rows, weights, sums, gradient):
+    N, blocks = sums.shape
+    for both in prange(N * blocks):
+        n, block = both // blocks, both % blocks
+        part = slice(block * rows, (block + 1) * rows)
+        sums[n, block] = _focal_block(logits[n, part], labels[n, part], weights, gradient[n, part])
 
 
-@njit(forceinline=True, error_model="numpy", fastmath={"contract"})
+@njit(cache=True)
+def _focal_block(logits, labels, weights, gradient):
+    """The loss of some anchors of one image; their gradient is written."""
+    R, K = logits.shape
+    x, g = logits.reshape(-1), gradient.reshape(-1)
+    total, r = 0.0, 0
+    while r < R:
+        if labels[r] == IGNORE:
+            gradient[r] = 0
+            r += 1
+            continue
+        stop = r
+        # As if all were background, for almost all are, and a loop without branches is fast ...
+        while stop < R and labels[stop] != IGNORE:
+            stop += 1
+        total += _background(x[r * K : stop * K], weights[1], weights[2], g[r * K : stop * K])
+        # ... then the few others.
+        for i in range(r, stop):
+            label = labels[i]
+            if 0 <= label < K:
+                loss, _ = _focal_term(-logits[i, label], weights[1], weights[2])
+                total -= loss
+                loss, gradient[i, label] = _focal_term(logits[i, label], weights[0], weights[2])
+                total += loss
+        r = stop
+    return total
+
+
+@njit(cache=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz"})
+def _background(x, weight, gamma, g):
+    total = _f32(0)
+    if gamma == _f32(2):
+        for i in range(len(x)):
+            cross_entropy, p, q = _focal_parts(-x[i])
+            power = weight * q * q
+            total += power * cross_entropy
+            g[i] = power * (_f32(2) * p * cross_entropy + q)
+    else:
+        for i in range(len(x)):
+            loss, slope = _focal_term(-x[i], weight, gamma)
+            total += loss
+            g[i] = -slope
+    return total
+
+
+@njit(forceinline=True, error_model="numpy", fastmath={"contract", "nsz"})
 def _focal_term(z, weight, gamma):
     """alpha_t * FL and its derivative by z, as in `focal_terms`."""
-    size = abs(z)
-    tail = _exp_of_negative(-size)
-    log_tail = _log1p_of_unit(tail)
-    # max(z, 0) = (|z| + z) / 2, exactly; unlike max, it passes NaN on.
-    softplus = _f32(0.5) * (size + z) + log_tail
-    cross_entropy = _f32(0.5) * (size - z) + log_tail
-    larger = _f32(1) / (_f32(1) + tail)
-    smaller = tail * larger
-    p, q = (larger, smaller) if z > _f32(0) else (smaller, larger)
-    weight *= _exp_of_negative(-gamma * softplus)
+    cross_entropy, p, q = _focal_parts(z)
+    # q^gamma = exp(gamma * log q), where log q = -softplus(z) = -(CE + z)
+    weight *= _exp_of_negative(-gamma * (cross_entropy + z))
     return weight * cross_entropy, -weight * (gamma * p * cross_entropy + q)
 
 
-@njit(forceinline=True, error_model="numpy", fastmath={"contract"})
+@njit(forceinline=True, error_model="numpy", fastmath={"contract", "nsz"})
+def _focal_parts(z):
+    """CE, p_t and q of `focal_terms`."""
+    size = abs(z)
+    tail = _exp_of_negative(-size)
+    larger = _f32(1) / (_f32(1) + tail)
+    smaller = tail * larger
+    # max(-z, 0) = (|z| - z) / 2, exactly; unlike max, it passes NaN on.
+    cross_entropy = _f32(0.5) * (size - z) + _log1p_of_unit(tail)
+    return cross_entropy, larger if z > _f32(0) else smaller, smaller if z > _f32(0) else larger
+
+
+@njit(forceinline=True, error_model="numpy", fastmath={"contract", "nsz"})
 def _exp_of_negative(x):
     """e^x for x <= 0, and about 1e-38 instead of less; relative error below 2e-7.
 
@@ -164,7 +188,7 @@ def _exp_of_negative(x):
     return y * _i32((k + _i32(127)) << _i32(23)).view(np.float32)
 
 
-@njit(forceinline=True, error_model="numpy", fastmath={"contract"})
+@njit(forceinline=True, error_model="numpy", fastmath={"contract", "nsz"})
 def _log1p_of_unit(x):
     """log(1 + x) for 0 <= x <= 1; relative error below 2e-7.
 

@@ -15,10 +15,11 @@ Maps = tuple[tuple[int, int], ...]
 
 
 @Kernel
-def normalize_groups(x, weight, bias, groups: int, eps: float, maps: Maps):
+def normalize_groups(x, weight, bias, groups: int, eps: float, maps: Maps, relu: bool):
     """Subtract the mean and divide by the standard deviation of each image, level and channel group.
 
-    y = weight * (x - mean) / sqrt(variance + eps) + bias, with the biased variance.
+    y = act(weight * (x - mean) / sqrt(variance + eps) + bias), with the biased variance; act is the rectifier
+    if `relu`, else the identity.
 
     Shapes:
         x: (N, S, C), the levels `maps` one after the other
@@ -38,15 +39,16 @@ def normalize_groups(x, weight, bias, groups: int, eps: float, maps: Maps):
         levels.append(xp.reshape((grouped - mean) * scale, level.shape) * weight + bias)
         means.append(xp.reshape(mean, (N, groups)))
         scales.append(xp.reshape(scale, (N, groups)))
-    return xp.concat(levels, axis=1), xp.stack(means, axis=1), xp.stack(scales, axis=1)
+    y = xp.concat(levels, axis=1)
+    return xp.maximum(y, xp.zeros_like(y)) if relu else y, xp.stack(means, axis=1), xp.stack(scales, axis=1)
 
 
 @Kernel
-def normalize_groups_gradient(x, gy, weight, mean, scale, maps: Maps):
+def normalize_groups_gradient(x, gy, weight, mean, scale, maps: Maps, y):
     """dL/dx, dL/dweight and dL/dbias of `normalize_groups`.
 
     With n = (x - mean) * scale and g = dL/dy * weight, the mean taken over the same elements:
-    dL/dx = scale * (g - mean(g) - n * mean(g * n)).
+    dL/dx = scale * (g - mean(g) - n * mean(g * n)).  Of a rectified y, dL/dy counts only where y > 0.
 
     Shapes:
         x: (N, S, C)
@@ -54,9 +56,11 @@ def normalize_groups_gradient(x, gy, weight, mean, scale, maps: Maps):
         weight: (C,)
         mean: (N, L, groups)
         scale: (N, L, groups)
+        y: (N, S, C) if it was rectified, else None
         returns: (N, S, C), (C,), (C,)
     """
     xp = backend.namespace(x)
+    gy = gy if y is None else xp.where(y > 0, gy, xp.zeros_like(gy))
     N, _, C = x.shape
     groups = mean.shape[2]
     levels = []
@@ -85,34 +89,43 @@ def _starts(maps: Maps) -> np.ndarray:
 
 
 @normalize_groups.faster_on("numpy")
-def _normalize_groups_numba(x, weight, bias, groups: int, eps: float, maps: Maps):
+def _normalize_groups_numba(x, weight, bias, groups: int, eps: float, maps: Maps, relu: bool):
     weight, bias = weight.astype(x.dtype, copy=False), bias.astype(x.dtype, copy=False)
-    return _normalize(np.ascontiguousarray(x), weight, bias, groups, eps, _starts(maps))
+    return _normalize(np.ascontiguousarray(x), weight, bias, groups, eps, _starts(maps), _floor(x, relu))
 
 
 @normalize_groups_gradient.faster_on("numpy")
-def _normalize_groups_gradient_numba(x, gy, weight, mean, scale, maps: Maps):
-    weight = weight.astype(x.dtype, copy=False)
-    x, gy = np.ascontiguousarray(x), np.ascontiguousarray(gy)
-    gx, gweight, gbias = _normalize_gradient(x, gy, weight, mean, scale, _starts(maps))
+def _normalize_groups_gradient_numba(x, gy, weight, mean, scale, maps: Maps, y):
+    weight, floor = weight.astype(x.dtype, copy=False), _floor(x, y is not None)
+    x, gy, y = (np.ascontiguousarray(a) for a in (x, gy, x if y is None else y))
+    gx, gweight, gbias = _normalize_gradient(x, gy, weight, mean, scale, _starts(maps), y, floor)
     return gx, gweight.sum(axis=0).astype(gy.dtype), gbias.sum(axis=0).astype(gy.dtype)
 
 
+def _floor(x, relu: bool):
+    """What y must exceed: 0, or nothing."""
+    return x.dtype.type(0 if relu else -np.inf)
+
+
+# The loops over images are all that is parallel: a short parallel function compiles fast.  An image stays in
+# cache; its sums are per channel, so that the inner loops run along memory and vectorise, and in float64 after
+# every few pixels.
+_RUN = 64  # pixels
+
+
 @njit(parallel=True, cache=True)
-def _normalize(x, weight, bias, groups, eps, starts):
-    # The loop over images is all that is parallel: a short parallel function compiles fast.
+def _normalize(x, weight, bias, groups, eps, starts, floor):
     N, L = x.shape[0], starts.size - 1
     y = np.empty_like(x)
     means, scales = np.empty((N, L, groups), x.dtype), np.empty((N, L, groups), x.dtype)
     for n in prange(N):
-        _normalize_image(x[n], weight, bias, eps, starts, y[n], means[n], scales[n])
+        _normalize_image(x[n], weight, bias, eps, starts, floor, y[n], means[n], scales[n])
     return y, means, scales
 
 
 @njit(cache=True, error_model="numpy")
-def _normalize_image(x, weight, bias, eps, starts, y, means, scales):
-    """One image, which stays in cache; sums per channel, in float64, so the inner loops run along memory and
-    vectorise.
+def _normalize_image(x, weight, bias, eps, starts, floor, y, means, scales):
+    """One image.
 
     One pass finds mean and variance: sums of x - pivot and of its square, with a pixel's value for the
     pivot, so that a large mean cancels nothing; then each group's from its channels' (Chan et al. 1979).
@@ -120,18 +133,25 @@ def _normalize_image(x, weight, bias, eps, starts, y, means, scales):
     C, groups = x.shape[1], means.shape[1]
     width = C // groups
     total, square = np.empty(C), np.empty(C)
-    pivot, slope, offset = np.empty(C, x.dtype), np.empty(C, x.dtype), np.empty(C, x.dtype)
+    part, part_square = np.empty(C, x.dtype), np.empty(C, x.dtype)
+    slope, offset = np.empty(C, x.dtype), np.empty(C, x.dtype)
     for level in range(starts.size - 1):
-        start, stop = starts[level], starts[level + 1]
-        count = stop - start
-        for c in range(C):
-            pivot[c] = x[start, c]
-            total[c] = square[c] = 0
-        for s in range(start, stop):
+        pixels, out = x[starts[level] : starts[level + 1]], y[starts[level] : starts[level + 1]]
+        count, pivot = len(pixels), pixels[0]
+        total[:] = 0
+        square[:] = 0
+        for first in range(0, count, _RUN):
+            run = pixels[first : first + _RUN]
+            part[:] = 0
+            part_square[:] = 0
+            for s in range(len(run)):
+                for c in range(C):
+                    d = run[s, c] - pivot[c]
+                    part[c] += d
+                    part_square[c] += d * d
             for c in range(C):
-                d = x[s, c] - pivot[c]
-                total[c] += d
-                square[c] += d * d
+                total[c] += part[c]
+                square[c] += part_square[c]
         for g in range(groups):
             center = spread = 0.0
             for c in range(g * width, (g + 1) * width):
@@ -144,40 +164,53 @@ def _normalize_image(x, weight, bias, eps, starts, y, means, scales):
             for c in range(g * width, (g + 1) * width):
                 slope[c] = scale * weight[c]
                 offset[c] = bias[c] - center * scale * weight[c]
-        for s in range(start, stop):
+        for s in range(count):
             for c in range(C):
-                y[s, c] = x[s, c] * slope[c] + offset[c]
+                value = pixels[s, c] * slope[c] + offset[c]
+                out[s, c] = floor if value < floor else value
 
 
 @njit(parallel=True, cache=True)
-def _normalize_gradient(x, gy, weight, mean, scale, starts):
+def _normalize_gradient(x, gy, weight, mean, scale, starts, y, floor):
     N, _, C = x.shape
     gx = np.empty_like(gy)
     # A row per image: threads never write to the same sum.
     gweight, gbias = np.zeros((N, C)), np.zeros((N, C))
     for n in prange(N):
-        _normalize_image_gradient(x[n], gy[n], weight, mean[n], scale[n], starts, gx[n], gweight[n], gbias[n])
+        _normalize_image_gradient(
+            x[n], gy[n], weight, mean[n], scale[n], starts, y[n], floor, gx[n], gweight[n], gbias[n]
+        )
     return gx, gweight, gbias
 
 
 @njit(cache=True, error_model="numpy")
-def _normalize_image_gradient(x, gy, weight, mean, scale, starts, gx, gweight, gbias):
+def _normalize_image_gradient(x, gy, weight, mean, scale, starts, y, floor, gx, gweight, gbias):
     C, groups = x.shape[1], mean.shape[1]
-    width = C // groups
+    width, zero = C // groups, x.dtype.type(0)
     sum_g, sum_gn = np.empty(C), np.empty(C)
     along_gy, along_x, constant = np.empty(C, x.dtype), np.empty(C, x.dtype), np.empty(C, x.dtype)
     center, slope = np.empty(C, x.dtype), np.empty(C, x.dtype)
+    part_g, part_gn = np.empty(C, x.dtype), np.empty(C, x.dtype)
     for level in range(starts.size - 1):
         start, stop = starts[level], starts[level + 1]
-        count = (stop - start) * width
+        pixels, values, arriving, out = x[start:stop], y[start:stop], gy[start:stop], gx[start:stop]
+        count = len(pixels) * width
         for c in range(C):
             center[c], slope[c] = mean[level, c // width], scale[level, c // width]
             sum_g[c] = sum_gn[c] = 0
-        for s in range(start, stop):
+        for first in range(0, len(pixels), _RUN):
+            inside = slice(first, first + _RUN)
+            run, value, g_run = pixels[inside], values[inside], arriving[inside]
+            part_g[:] = 0
+            part_gn[:] = 0
+            for s in range(len(run)):
+                for c in range(C):
+                    g = g_run[s, c] if value[s, c] > floor else zero
+                    part_g[c] += g
+                    part_gn[c] += g * ((run[s, c] - center[c]) * slope[c])
             for c in range(C):
-                g = gy[s, c]
-                sum_g[c] += g
-                sum_gn[c] += g * ((x[s, c] - center[c]) * slope[c])
+                sum_g[c] += part_g[c]
+                sum_gn[c] += part_gn[c]
         for c in range(C):
             gbias[c] += sum_g[c]
             gweight[c] += sum_gn[c]
@@ -191,6 +224,7 @@ def _normalize_image_gradient(x, gy, weight, mean, scale, starts, gx, gweight, g
                 along_gy[c] = slope[c] * weight[c]
                 along_x[c] = -slope[c] * slope[c] * mean_gn
                 constant[c] = -slope[c] * mean_g - along_x[c] * center[c]
-        for s in range(start, stop):
+        for s in range(len(pixels)):
             for c in range(C):
-                gx[s, c] = along_gy[c] * gy[s, c] + along_x[c] * x[s, c] + constant[c]
+                g = arriving[s, c] if values[s, c] > floor else zero
+                out[s, c] = along_gy[c] * g + along_x[c] * pixels[s, c] + constant[c]

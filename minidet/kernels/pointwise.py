@@ -1,4 +1,4 @@
-"""The rectifier and its gradient: one pass over memory each, on all cores."""
+"""The rectifier, sums with it, and their gradients: one pass over memory each, on all cores."""
 
 from __future__ import annotations
 
@@ -25,6 +25,19 @@ def rectify(x):
 
 
 @Kernel
+def rectify_sum(a, b):
+    """max(a + b, 0), element by element; a NaN stays a NaN.
+
+    Shapes:
+        a: any
+        b: the shape of a
+        returns: the shape of a
+    """
+    xp = backend.namespace(a)
+    return xp.maximum(a + b, xp.zeros_like(a))
+
+
+@Kernel
 def rectify_gradient(gy, y):
     """dL/dx of y = max(x, 0), from y alone: gy where y > 0, else 0.
 
@@ -37,14 +50,50 @@ def rectify_gradient(gy, y):
     return xp.where(y > 0, gy, xp.zeros_like(gy))
 
 
-@rectify.faster_on("numpy", when=lambda x: x.size > BLOCK)
+@Kernel
+def column_sums(g):
+    """The sum over all but the last axis.
+
+    Shapes:
+        g: (N, S, F)
+        returns: (F,)
+    """
+    return backend.namespace(g).sum(g, axis=(0, 1))
+
+
+@Kernel
+def epilogue_gradient(gy, y, scale):
+    """dL/ds and dL/dbias of y = max(scale * s + bias, 0): what ends a convolution.
+
+    With g = gy where y > 0, else 0: dL/ds = g * scale, and dL/dbias sums g over all but the last axis.
+
+    Shapes:
+        gy: (N, S, F)
+        y: (N, S, F)
+        scale: (F,), or None for 1
+        returns: (N, S, F), (F,)
+    """
+    xp = backend.namespace(gy)
+    g = xp.where(y > 0, gy, xp.zeros_like(gy))
+    return g if scale is None else g * scale, xp.sum(g, axis=(0, 1))
+
+
+@rectify.faster_on("numpy", when=lambda first, *_: first.size > BLOCK)
 def _rectify_numba(x):
     y = np.empty(x.shape, x.dtype)
     _rectify(np.ascontiguousarray(x).reshape(-1), y.reshape(-1), x.dtype.type(0))
     return y
 
 
-@rectify_gradient.faster_on("numpy", when=lambda gy, y: gy.size > BLOCK)
+@rectify_sum.faster_on("numpy", when=lambda a, b: a.size > BLOCK and a.dtype == b.dtype)
+def _rectify_sum_numba(a, b):
+    y = np.empty(a.shape, a.dtype)
+    flat_a, flat_b = (np.ascontiguousarray(x).reshape(-1) for x in (a, b))
+    _rectify_sum(flat_a, flat_b, y.reshape(-1), a.dtype.type(0))
+    return y
+
+
+@rectify_gradient.faster_on("numpy", when=lambda first, *_: first.size > BLOCK)
 def _rectify_gradient_numba(gy, y):
     gx = np.empty(gy.shape, gy.dtype)
     flat_gy, flat_y = (np.ascontiguousarray(a).reshape(-1) for a in (gy, y))
@@ -52,15 +101,79 @@ def _rectify_gradient_numba(gy, y):
     return gx
 
 
+@column_sums.faster_on("numpy", when=lambda first, *_: first.size > BLOCK)
+def _column_sums_numba(g):
+    rows = np.ascontiguousarray(g).reshape(-1, g.shape[-1])
+    sums = _partial_sums(rows)
+    _column_sums(rows, sums)
+    return sums.sum(axis=0, dtype=np.float64).astype(g.dtype)
+
+
+@epilogue_gradient.faster_on("numpy", when=lambda first, *_: first.size > BLOCK)
+def _epilogue_gradient_numba(gy, y, scale):
+    F, gs = gy.shape[-1], np.empty(gy.shape, gy.dtype)
+    rows, y = (np.ascontiguousarray(a).reshape(-1, F) for a in (gy, y))
+    scale, sums = np.ones(F, gy.dtype) if scale is None else scale.astype(gy.dtype), _partial_sums(rows)
+    _epilogue_gradient(rows, y, scale, gs.reshape(-1, F), sums, gy.dtype.type(0))
+    return gs, sums.sum(axis=0, dtype=np.float64).astype(gy.dtype)
+
+
+def _partial_sums(rows):
+    """A zero for every column, for each block of rows: blocks, not threads, so the sum is the same for any
+    number of threads."""
+    count, F = rows.shape
+    return np.zeros((-(-count // max(1, BLOCK // F)), F), rows.dtype)
+
+
+# A loop over the whole length of a slice becomes vector instructions: its index is never negative, which of a
+# loop between two bounds Numba does not know.
+
+
 @njit(parallel=True, cache=True)
 def _rectify(x, y, zero):
     for block in prange(-(-x.size // BLOCK)):
-        for i in range(block * BLOCK, min(x.size, (block + 1) * BLOCK)):
-            y[i] = zero if x[i] < zero else x[i]
+        part, out = x[block * BLOCK : (block + 1) * BLOCK], y[block * BLOCK : (block + 1) * BLOCK]
+        for i in range(len(part)):
+            out[i] = zero if part[i] < zero else part[i]
+
+
+@njit(parallel=True, cache=True)
+def _rectify_sum(a, b, y, zero):
+    for block in prange(-(-a.size // BLOCK)):
+        first, second = a[block * BLOCK : (block + 1) * BLOCK], b[block * BLOCK : (block + 1) * BLOCK]
+        out = y[block * BLOCK : (block + 1) * BLOCK]
+        for i in range(len(first)):
+            total = first[i] + second[i]
+            out[i] = zero if total < zero else total
 
 
 @njit(parallel=True, cache=True)
 def _rectify_gradient(gy, y, gx, zero):
     for block in prange(-(-gy.size // BLOCK)):
-        for i in range(block * BLOCK, min(gy.size, (block + 1) * BLOCK)):
-            gx[i] = gy[i] if y[i] > zero else zero
+        part, value = gy[block * BLOCK : (block + 1) * BLOCK], y[block * BLOCK : (block + 1) * BLOCK]
+        out = gx[block * BLOCK : (block + 1) * BLOCK]
+        for i in range(len(part)):
+            out[i] = part[i] if value[i] > zero else zero
+
+
+@njit(parallel=True, cache=True)
+def _column_sums(rows, sums):
+    step = -(-len(rows) // len(sums))
+    for block in prange(len(sums)):
+        part, total = rows[block * step : (block + 1) * step], sums[block]
+        for p in range(len(part)):
+            for f in range(len(total)):
+                total[f] += part[p, f]
+
+
+@njit(parallel=True, cache=True)
+def _epilogue_gradient(gy, y, scale, gs, sums, zero):
+    step = -(-len(gy) // len(sums))
+    for block in prange(len(sums)):
+        part, value = gy[block * step : (block + 1) * step], y[block * step : (block + 1) * step]
+        out, total = gs[block * step : (block + 1) * step], sums[block]
+        for p in range(len(part)):
+            for f in range(len(total)):
+                g = part[p, f] if value[p, f] > zero else zero
+                out[p, f] = g * scale[f]
+                total[f] += g

@@ -9,7 +9,7 @@ import numpy as np
 
 from minidet.autograd import Tensor
 from minidet.nn import ConvNorm, Module, Norm
-from minidet.ops import max_pool2d, relu
+from minidet.ops import add_relu, max_pool2d
 
 Map = tuple[int, int]
 
@@ -91,7 +91,7 @@ class BasicBlock(Module):
     def __call__(self, x: Tensor) -> Tensor:
         """(N, H, W, C) -> (N, P, Q, F)."""
         y = self.conv2(self.conv1(x))
-        return relu(y + (x if self.shortcut is None else self.shortcut(x)))
+        return add_relu(y, x if self.shortcut is None else self.shortcut(x))
 
 
 class Bottleneck(Module):
@@ -115,7 +115,7 @@ class Bottleneck(Module):
     def __call__(self, x: Tensor) -> Tensor:
         """(N, H, W, C) -> (N, P, Q, 4 * width)."""
         y = self.conv3(self.conv2(self.conv1(x)))
-        return relu(y + (x if self.shortcut is None else self.shortcut(x)))
+        return add_relu(y, x if self.shortcut is None else self.shortcut(x))
 
 
 def _shortcut(channels: int, filters: int, stride: int, norm: Norm, rng: np.random.Generator) -> ConvNorm | None:

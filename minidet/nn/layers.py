@@ -145,9 +145,9 @@ class GroupNorm(Module):
         self.weight = Tensor(np.ones(channels, np.float32), requires_grad=True)
         self.bias = Tensor(np.zeros(channels, np.float32), requires_grad=True)
 
-    def __call__(self, x: Tensor, maps: Maps | None = None) -> Tensor:
-        """(N, H, W, C), or (N, S, C) with its `maps` -> the same."""
-        return group_norm(x, self.weight, self.bias, groups=self.groups, eps=self.eps, maps=maps)
+    def __call__(self, x: Tensor, maps: Maps | None = None, *, relu: bool = False) -> Tensor:
+        """(N, H, W, C), or (N, S, C) with its `maps` -> the same, rectified if `relu`."""
+        return group_norm(x, self.weight, self.bias, groups=self.groups, eps=self.eps, maps=maps, relu=relu)
 
 
 @dataclass(frozen=True)
@@ -186,8 +186,8 @@ class Norm:
 class ConvNorm(Module):
     """Convolution, normalization, rectifier: y = relu(norm(conv(x))).
 
-    The only place that fuses: with a frozen norm, or none, all three are one `conv2d`.  The convolution
-    has a bias only if no norm follows, which would undo it.
+    The only place that fuses: with a frozen norm, or none, all three are one `conv2d`; a group norm takes in
+    the rectifier.  The convolution has a bias only if no norm follows, which would undo it.
     """
 
     def __init__(self, channels: int, filters: int, size: int, norm: Norm, *, relu: bool = True, **conv):
@@ -202,5 +202,8 @@ class ConvNorm(Module):
         if isinstance(self.norm, FrozenBatchNorm2d):
             scale, offset = self.norm.affine(x.dtype)
             return self.conv.fused(x, maps, Tensor(offset), scale, self.relu)
-        y = self.norm(self.conv(x, maps), maps)
+        y = self.conv(x, maps)
+        if isinstance(self.norm, GroupNorm):
+            return self.norm(y, maps, relu=self.relu)
+        y = self.norm(y, maps)
         return relu(y) if self.relu else y

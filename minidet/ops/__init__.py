@@ -1,6 +1,6 @@
 """Ops: functions of Tensors that know their own derivative."""
 
-from minidet.ops.activation import abs, astype, exp, log, log_sigmoid, relu, sigmoid, softmax, sqrt
+from minidet.ops.activation import abs, add_relu, astype, exp, log, log_sigmoid, relu, sigmoid, softmax, sqrt
 from minidet.ops.arithmetic import add, div, matmul, maximum, minimum, mul, neg, power, sub, where
 from minidet.ops.convolution import conv2d, conv2d_levels
 from minidet.ops.losses import (
@@ -32,6 +32,7 @@ from minidet.ops.shape import (
 __all__ = [
     "abs",
     "add",
+    "add_relu",
     "astype",
     "batch_norm",
     "batch_norm_training",

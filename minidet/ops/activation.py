@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from minidet.autograd import Tensor, record
 from minidet.backend import Array, namespace
-from minidet.kernels import rectify, rectify_gradient
+from minidet.kernels import rectify, rectify_gradient, rectify_sum
 
 
 def exp(x: Tensor) -> Tensor:
@@ -56,6 +56,25 @@ def relu(x: Tensor) -> Tensor:
     # y itself tells where x was positive, and the next op keeps it anyway: no mask to store.
     y = rectify(x.data)
     return record("relu", y, (x,), lambda gy: (rectify_gradient(gy, y),))
+
+
+def add_relu(a: Tensor, b: Tensor) -> Tensor:
+    """Rectified sum, y = max(a + b, 0), element by element: how a residual block ends, in one pass.
+
+    Shapes: b: the shape of a; so has y.
+    Backward: dL/da = dL/db = dL/dy where y > 0, else 0.
+    Raises:
+        ValueError: if the shapes differ.
+    """
+    if a.shape != b.shape:
+        raise ValueError(f"add_relu: shapes {a.shape} and {b.shape} differ")
+    y, needed = rectify_sum(a.data, b.data), (a.requires_grad, b.requires_grad)
+
+    def backward(gy):
+        g = rectify_gradient(gy, y)
+        return tuple(g if need else None for need in needed)
+
+    return record("add_relu", y, (a, b), backward)
 
 
 def sigmoid(x: Tensor) -> Tensor:

@@ -91,10 +91,12 @@ def group_norm(
     groups: int,
     eps: float = 1e-5,
     maps: tuple[tuple[int, int], ...] | None = None,
+    relu: bool = False,
 ) -> Tensor:
-    """Normalize each image over all positions and the channels of one group.
+    """Normalize each image over all positions and the channels of one group, and rectify if asked to.
 
-    y = weight * (x - mean) / sqrt(variance + eps) + bias, mean and biased variance per image and group.
+    y = act(weight * (x - mean) / sqrt(variance + eps) + bias), mean and biased variance per image and group;
+    act is the rectifier if `relu`, else the identity.
 
     Shapes:
         x: (N, H, W, C), or (N, S, C) with the levels `maps`, each normalized by itself
@@ -102,10 +104,11 @@ def group_norm(
         bias: (C,)
         returns: the shape of x
     Backward:
-        with n = (x - mean) / sqrt(variance + eps) and g = weight * dL/dy, means over the same elements:
+        with n = (x - mean) / sqrt(variance + eps), d = dL/dy where y > 0 if `relu`, else dL/dy, and
+        g = weight * d, means over the same elements:
         dL/dx       (g - mean(g) - n * mean(g * n)) / sqrt(variance + eps)
-        dL/dweight  sums dL/dy * n over images and positions
-        dL/dbias    sums dL/dy over images and positions
+        dL/dweight  sums d * n over images and positions
+        dL/dbias    sums d over images and positions
     Source: Wu and He, Group Normalization, arXiv:1803.08494, eq. (1), (2), (7).
     Raises:
         ValueError: if the groups do not divide the channels.
@@ -118,12 +121,13 @@ def group_norm(
         maps = (shape[1:3],)
     flat = xp.reshape(x.data, (N, -1, C))
     gamma, beta = xp.astype(weight.data, x.dtype), xp.astype(bias.data, x.dtype)
-    y, mean, scale = normalize_groups(flat, gamma, beta, groups, eps, maps)
+    y, mean, scale = normalize_groups(flat, gamma, beta, groups, eps, maps, relu)
+    rectified = y if relu else None
     needs_x, needs_weight, needs_bias = x.requires_grad, weight.requires_grad, bias.requires_grad
 
     def backward(gy):
         gx, gweight, gbias = normalize_groups_gradient(
-            flat, xp.reshape(gy, flat.shape), gamma, mean, scale, maps
+            flat, xp.reshape(gy, flat.shape), gamma, mean, scale, maps, rectified
         )
         # The kernel makes all three in one pass over the map.
         return (

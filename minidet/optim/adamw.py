@@ -6,12 +6,13 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numba
 import numpy as np
+from numba import njit, prange
 
 from minidet import backend
 from minidet.backend import Array
 from minidet.kernels.kernel import Kernel
+from minidet.kernels.pointwise import BLOCK
 
 
 @dataclass(frozen=True)
@@ -74,25 +75,33 @@ def adamw_step(p, g, m, v, keep: float, beta1: float, beta2: float, eps: float, 
     p -= rate * m / scale
 
 
-def _flat_views(p, g, m, v, *_) -> bool:
-    """Whether p, m and v can be written through one-dimensional views."""
-    contiguous = p.flags.c_contiguous and m.flags.c_contiguous and v.flags.c_contiguous
-    return contiguous and p.dtype == g.dtype == m.dtype == v.dtype
+def flat_views(p, g, *rest) -> bool:
+    """Whether p and its state can be written, element by element, through one-dimensional views."""
+    state = [a for a in rest if isinstance(a, np.ndarray)]
+    return all(a.flags.c_contiguous for a in (p, *state)) and all(a.dtype == p.dtype for a in (g, *state))
 
 
-@adamw_step.faster_on("numpy", when=_flat_views)
-def _adamw_step_numpy(p, g, m, v, keep, beta1, beta2, eps, rate):
+@adamw_step.faster_on("numpy", when=flat_views)
+def _adamw_step_numba(p, g, m, v, keep, beta1, beta2, eps, rate):
     # One pass over memory instead of a dozen.
     constants = np.array((keep, 1 - beta1, beta2, 1 - beta2, eps, rate), dtype=p.dtype)
-    _fused(p.reshape(-1), g.reshape(-1), m.reshape(-1), v.reshape(-1), constants)
+    step = _adamw if p.size <= BLOCK else _adamw_on_all_cores
+    step(p.reshape(-1), g.reshape(-1), m.reshape(-1), v.reshape(-1), constants)
 
 
-@numba.njit(cache=True, error_model="numpy")
-def _fused(p, g, m, v, c):
+@njit(cache=True, error_model="numpy")
+def _adamw(p, g, m, v, c):
     keep, fresh1, beta2, fresh2, eps, rate = c[0], c[1], c[2], c[3], c[4], c[5]
-    for i in range(p.size):
+    for i in range(len(p)):
         mean = m[i] + (g[i] - m[i]) * fresh1
         square = v[i] * beta2 + g[i] * g[i] * fresh2
         m[i] = mean
         v[i] = square
         p[i] = p[i] * keep - rate * mean / (np.sqrt(square) + eps)
+
+
+@njit(parallel=True, cache=True)
+def _adamw_on_all_cores(p, g, m, v, c):
+    for block in prange(-(-len(p) // BLOCK)):
+        part = slice(block * BLOCK, (block + 1) * BLOCK)
+        _adamw(p[part], g[part], m[part], v[part], c)

@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 
 from minidet import ops
-from op_cases.case import Case, normal, not_zero, positive
+from op_cases.case import Case, apart, normal, not_zero, positive
 
 
 def sigmoid(x):
@@ -34,5 +34,7 @@ CASES = [
     *(Case(name, "empty", getattr(ops, name), f, normal((0, 3))) for name, (f, _) in FORMULAS.items()),
     Case("softmax", "columns", partial(ops.softmax, axis=0), partial(softmax, axis=0), normal((3, 4))),
     Case("softmax", "single", ops.softmax, softmax, normal((3, 1))),
+    Case("add_relu", "same", lambda x: ops.add_relu(x, x), lambda x: np.maximum(2 * x, 0), not_zero((3, 4))),
+    Case("add_relu", "two", ops.add_relu, lambda a, b: np.maximum(a + b, 0), apart((2, 3), (2, 3))),
     Case("astype", "same", lambda x: ops.astype(x, x.dtype), lambda x: x, normal((3,))),
 ]

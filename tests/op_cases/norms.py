@@ -43,14 +43,15 @@ def batch_norm_training(shape) -> Case:
     return Case("batch_norm_training", str(shape), call, formula, normal(shape, shape[-1:], shape[-1:]))
 
 
-def group_norm(shape, groups, maps=None) -> Case:
+def group_norm(shape, groups, maps=None, relu=False) -> Case:
     def call(x, weight, bias):
-        return ops.group_norm(x, weight, bias, groups=groups, eps=0.1, maps=maps)
+        return ops.group_norm(x, weight, bias, groups=groups, eps=0.1, maps=maps, relu=relu)
 
     def formula(x, weight, bias):
-        return group_normalized(x, weight, bias, groups, maps, 0.1)
+        y = group_normalized(x, weight, bias, groups, maps, 0.1)
+        return np.maximum(y, 0) if relu else y
 
-    return Case("group_norm", f"{shape}-{groups}", call, formula, normal(shape, shape[-1:], shape[-1:]))
+    return Case("group_norm", f"{shape}-{groups}{'-relu' * relu}", call, formula, normal(shape, shape[-1:], shape[-1:]))
 
 
 CASES = [
@@ -63,4 +64,6 @@ CASES = [
     group_norm((1, 2, 2, 3), 3),
     group_norm((2, 1, 1, 4), 1),
     group_norm((2, 7, 4), 2, ((2, 2), (1, 2), (1, 1))),
+    group_norm((2, 2, 3, 4), 2, relu=True),
+    group_norm((2, 7, 4), 2, ((2, 2), (1, 2), (1, 1)), relu=True),
 ]
