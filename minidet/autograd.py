@@ -6,6 +6,7 @@ into the gradients of its inputs.  Nothing else is needed: the graph is the chai
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -54,6 +55,8 @@ class Node:
     backward: Callable[[Array], tuple[Array | None, ...]] | None
     geometry: Any = None
     """Which pixels its windows read, where it has windows (`kernels.convolution.Geometry`): for whoever looks on."""
+    fresh: bool = False
+    """Whether `backward` makes every gradient anew, keeps none and hands none out twice: it may then be written to."""
 
 
 class Tensor:
@@ -64,6 +67,7 @@ class Tensor:
     """
 
     __array_ufunc__ = None  # `array + tensor` asks Tensor.__radd__ instead of looping over elements
+    add_into = staticmethod(operator.iadd)  # ops put a faster one here
     __slots__ = ("__weakref__", "_data", "grad", "memo", "node", "requires_grad")
 
     def __init__(self, data: Array, *, requires_grad: bool = False, node: Node | None = None):
@@ -144,14 +148,15 @@ class Tensor:
         elif grad.shape != self.shape:
             raise ValueError(f"backward(): the gradient has shape {grad.shape}, the tensor {self.shape}")
         observer = _observer.get()
-        pending = {id(self): grad}
+        pending = {id(self): (grad, False)}  # a gradient, and whether nobody else holds it
         tape = inputs_first(self)
         while tape:
             tensor = tape.pop()
-            grad = pending.pop(id(tensor))  # complete: all that use this tensor came before
+            grad, ours = pending.pop(id(tensor))  # complete: all that use this tensor came before
             if tensor.node is None:
                 # `+ 0` copies: an op may hand out its own buffer, and a leaf owns its gradient.
-                tensor.grad = grad + 0 if tensor.grad is None else tensor.grad + grad
+                grad = grad if ours else grad + 0
+                tensor.grad = grad if tensor.grad is None else tensor.grad + grad
                 continue
             node, backward = tensor.node, tensor.node.backward
             if backward is None:
@@ -170,25 +175,38 @@ class Tensor:
                 if observer:
                     observer("backward", node, g)
                 before = pending.get(id(source))
-                # Out of place: a backward may hand the same array to two inputs.
-                pending[id(source)] = g if before is None else before + g
+                pending[id(source)] = (g, node.fresh) if before is None else (_sum(before, (g, node.fresh)), True)
             node.backward, node.inputs = None, ()  # what the closure captured dies here
 
 
 def record(
-    op: str, data: Array, inputs: tuple[Tensor, ...], backward: Callable, *, geometry: Any = None
+    op: str,
+    data: Array,
+    inputs: tuple[Tensor, ...],
+    backward: Callable,
+    *,
+    geometry: Any = None,
+    fresh: bool = False,
 ) -> Tensor:
     """Wrap the result of an op.
 
     `backward` takes dL/d(output) and returns one gradient per input, None for an input that asked for
     none.  It closes over arrays, never over Tensors: no reference cycle, so memory goes with the loss.
     """
-    node, observer = Node(op, inputs, backward, geometry), _observer.get()
+    node, observer = Node(op, inputs, backward, geometry, fresh), _observer.get()
     if observer:
         observer("forward", node, data)
     if not _recording.get() or not any(x.requires_grad for x in inputs):
         return Tensor(data)
     return Tensor(data, requires_grad=True, node=node)
+
+
+def _sum(first: tuple[Array, bool], second: tuple[Array, bool]) -> Array:
+    """Of two gradients; in place only where nobody else holds one, for an op may hand the same to two inputs."""
+    (a, ours), (b, theirs) = first, second
+    if ours:
+        return Tensor.add_into(a, b)
+    return Tensor.add_into(b, a) if theirs else a + b
 
 
 def checkpoint(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:

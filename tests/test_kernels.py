@@ -129,6 +129,12 @@ def number_pairs(rng):
         yield rng.normal(size=x.shape).astype(x.dtype), x
 
 
+def filters(rng):
+    for dtype in (np.float32, np.float64):
+        for shape in ((3, 2, 2, 4), (33, 3, 3, 70)):
+            yield rng.normal(size=shape).astype(dtype), rng.normal(size=shape[0]).astype(dtype)
+
+
 def maps_with_gradients(rng):
     for dtype in (np.float32, np.float64):
         for shape in ((2, 9, 5), (3, 700, 11), (1, 30, 1000)):  # one below and two above the block
@@ -187,6 +193,8 @@ CASES = {
     kernels.rectify: numbers,
     kernels.rectify_gradient: number_pairs,
     kernels.rectify_sum: number_pairs,
+    kernels.add_into: number_pairs,
+    kernels.scale_rows: filters,
     kernels.column_sums: lambda rng: ((gy,) for gy, _ in maps_with_gradients(rng)),
     kernels.epilogue_gradient: epilogues,
     kernels.resample: images,

@@ -6,7 +6,15 @@ from minidet.kernels.convolution import convolve, convolve_input_gradient, convo
 from minidet.kernels.focal import focal_loss, focal_terms
 from minidet.kernels.kernel import Kernel, only
 from minidet.kernels.normalization import normalize_groups, normalize_groups_gradient
-from minidet.kernels.pointwise import column_sums, epilogue_gradient, rectify, rectify_gradient, rectify_sum
+from minidet.kernels.pointwise import (
+    add_into,
+    column_sums,
+    epilogue_gradient,
+    rectify,
+    rectify_gradient,
+    rectify_sum,
+    scale_rows,
+)
 from minidet.kernels.pooling import max_pool, max_pool_gradient
 from minidet.kernels.resample import resample
 from minidet.kernels.scatter import scatter_add
@@ -26,6 +34,8 @@ ALL = (
     rectify,
     rectify_gradient,
     rectify_sum,
+    add_into,
+    scale_rows,
     column_sums,
     epilogue_gradient,
     best_matches,
@@ -42,6 +52,7 @@ ALL = (
 __all__ = [
     "ALL",
     "Kernel",
+    "add_into",
     "areas",
     "batched_nms",
     "best_matches",
@@ -65,6 +76,7 @@ __all__ = [
     "rectify_gradient",
     "rectify_sum",
     "resample",
+    "scale_rows",
     "scatter_add",
     "scatter_windows",
 ]

@@ -40,6 +40,7 @@ class Kernel:
         update_wrapper(self, textbook)
         self.textbook = textbook
         self.fast: dict[str, tuple[str, Callable, Callable]] = {}
+        self._names: dict[tuple, str] = {}
 
     def faster_on(self, library: str, version: str = "fast", *, when: Callable = lambda *_: True) -> Callable:
         """Register the decorated function for arrays of `library` whenever `when(*args)` holds."""
@@ -67,7 +68,10 @@ class Kernel:
         """The result for these arguments, from the version that `choose` names."""
         version, run = self.choose(*args)
         if version.startswith("numpy:"):
-            name = f"{self.__module__}.{self.__name__}/{version}/{args[0].dtype}"
+            name = self._names.get((version, args[0].dtype))
+            if name is None:  # kept, for NumPy takes longer to print a dtype than some kernels to run
+                name = f"{self.__module__}.{self.__name__}/{version}/{args[0].dtype}"
+                self._names[version, args[0].dtype] = name
             if not trust.trusted(name):
                 result, right = trust.prove(name, run, self.textbook, args)
                 if not right:

@@ -61,8 +61,7 @@ def max_pool_gradient(gy, winners, height: int, width: int, size: int, stride: i
 def _max_pool_numba(x, size: int, stride: int, padding: int):
     N, H, W, C = x.shape
     P, Q = (output_size(n + 2 * padding, size, stride, 1) for n in (H, W))
-    best = np.full((N, P, Q, C), -np.inf, x.dtype)
-    winners = np.zeros((N, P, Q, C), np.uint8)
+    best, winners = np.empty((N, P, Q, C), x.dtype), np.empty((N, P, Q, C), np.uint8)
     _max_pool(np.ascontiguousarray(x), size, stride, padding, best, winners)
     return best, winners
 
@@ -76,24 +75,35 @@ def _max_pool_gradient_numba(gy, winners, height: int, width: int, size: int, st
 
 @njit(parallel=True, cache=True)
 def _max_pool(x, size, stride, padding, best, winners):
-    for n in prange(x.shape[0]):
-        _max_pool_image(x[n], size, stride, padding, best[n], winners[n])
+    N, P = best.shape[:2]
+    for row in prange(N * P):
+        n, p = row // P, row % P
+        _max_pool_row(x[n], p * stride - padding, size, stride, padding, best[n, p], winners[n, p])
+
+
+# The loops over channels store choices instead of branching, and number the winners in the width of the
+# values, so that they become vector instructions.
 
 
 @njit(cache=True)
-def _max_pool_image(x, size, stride, padding, best, winners):
+def _max_pool_row(x, top, size, stride, padding, best, winners):
     H, W, C = x.shape
-    P, Q, _ = best.shape
-    for p in range(P):
-        for q in range(Q):
-            for tap in range(size * size):
-                h, w = p * stride + tap // size - padding, q * stride + tap % size - padding
-                if 0 <= h < H and 0 <= w < W:
-                    for c in range(C):
-                        v, b = x[h, w, c], best[p, q, c]
-                        if v > b or (v != v and b == b):  # only a NaN differs from itself
-                            best[p, q, c] = v
-                            winners[p, q, c] = tap
+    high, who = np.empty(C, x.dtype), np.empty(C, np.int32)
+    for q in range(len(best)):
+        high[:] = -np.inf
+        who[:] = 0
+        for tap in range(size * size):
+            h, w = top + tap // size, q * stride + tap % size - padding
+            if 0 <= h < H and 0 <= w < W:
+                pixel, number = x[h, w], np.int32(tap)
+                for c in range(C):
+                    v, b = pixel[c], high[c]
+                    better = not (v <= b) and b == b  # only a NaN differs from itself
+                    high[c] = v if better else b
+                    who[c] = number if better else who[c]
+        for c in range(C):
+            best[q, c] = high[c]
+            winners[q, c] = who[c]
 
 
 @njit(parallel=True, cache=True)
@@ -104,11 +114,16 @@ def _max_pool_gradient(gy, winners, size, stride, padding, gx):
 
 @njit(cache=True)
 def _max_pool_image_gradient(gy, winners, size, stride, padding, gx):
-    P, Q, C = gy.shape
-    for p in range(P):
-        for q in range(Q):
+    H, W, C = gx.shape
+    zero, who = gy.dtype.type(0), np.empty(C, np.int32)
+    for p in range(gy.shape[0]):
+        for q in range(gy.shape[1]):
+            g = gy[p, q]
             for c in range(C):
-                tap = winners[p, q, c]
+                who[c] = winners[p, q, c]
+            for tap in range(size * size):
                 h, w = p * stride + tap // size - padding, q * stride + tap % size - padding
-                if 0 <= h < gx.shape[0] and 0 <= w < gx.shape[1]:
-                    gx[h, w, c] += gy[p, q, c]
+                if 0 <= h < H and 0 <= w < W:
+                    pixel, number = gx[h, w], np.int32(tap)
+                    for c in range(C):
+                        pixel[c] += g[c] if who[c] == number else zero

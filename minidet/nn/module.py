@@ -63,8 +63,9 @@ class Module:
     @property
     def xp(self):
         """The Array API namespace of the parameters, or of the buffers where there are none."""
-        arrays = [parameter.data for parameter in self.parameters()] or [array for _, array in self.named_buffers()]
-        return backend.namespace(arrays[0])
+        for _, parameter in self.named_parameters():
+            return parameter.xp
+        return backend.namespace(next(array for _, array in self.named_buffers()))
 
     def to(self, xp) -> Self:
         """Move every parameter and buffer to the library `xp`; gradients are dropped.

@@ -55,7 +55,7 @@ def relu(x: Tensor) -> Tensor:
     """
     # y itself tells where x was positive, and the next op keeps it anyway: no mask to store.
     y = rectify(x.data)
-    return record("relu", y, (x,), lambda gy: (rectify_gradient(gy, y),))
+    return record("relu", y, (x,), lambda gy: (rectify_gradient(gy, y),), fresh=True)
 
 
 def add_relu(a: Tensor, b: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from minidet.autograd import Tensor, record
 from minidet.backend import Array, namespace
-from minidet.kernels import column_sums, epilogue_gradient
+from minidet.kernels import column_sums, epilogue_gradient, scale_rows
 from minidet.kernels.convolution import (
     Geometry,
     convolve,
@@ -114,33 +114,31 @@ def _convolve(op, x, flat, weight, bias, geometry, scale, relu, shape) -> Tensor
     rectified = y if relu else None
 
     def backward(gy):
-        g, back, back_memo, rows = xp.reshape(gy, (shape[0], -1, F)), filters, memo, None
+        g, back, back_memo, folded = xp.reshape(gy, (shape[0], -1, F)), filters, memo, False
         if rectified is not None:
             g, gbias = epilogue_gradient(g, rectified, scale)
         else:
             gbias = column_sums(g) if needs_bias else None
-            if scale is not None:
+            if folded := scale is not None:
                 # Scaling g would be a pass over a map; the weights are far smaller.
-                rows = xp.reshape(scale, (F, 1, 1, 1))
-                back, back_memo = _scaled(filters, rows, memo)
+                back, back_memo = _scaled(filters, scale, memo)
         gweight = gx = None
         if needs_weight:
             gweight = convolve_weight_gradient(kept, g, geometry)
-            if rows is not None:
-                gweight *= rows
+            gweight = scale_rows(gweight, scale) if folded else gweight
         if needs_x:
             gx = xp.reshape(convolve_input_gradient(g, back, geometry, back_memo), old)
         return (gx, gweight) if bias is None else (gx, gweight, gbias if needs_bias else None)
 
     inputs = (x, weight) if bias is None else (x, weight, bias)
-    return record(op, xp.reshape(y, shape), inputs, backward, geometry=geometry)
+    return record(op, xp.reshape(y, shape), inputs, backward, geometry=geometry, fresh=True)
 
 
-def _scaled(filters: Array, rows: Array, memo: dict) -> tuple[Array, dict]:
-    """filters * rows, with a memo of its own, kept in `memo` as long as the rows stay the same."""
-    known, xp = memo.get("scaled"), namespace(filters)
-    if known is None or not xp.all(known[0] == rows):
-        known = memo["scaled"] = (rows, filters * rows, {})
+def _scaled(filters: Array, scale: Array, memo: dict) -> tuple[Array, dict]:
+    """Every filter times its scale, with a memo of its own; kept in `memo` as long as the scale stays the same."""
+    known = memo.get("scaled")
+    if known is None or not namespace(scale).all(known[0] == scale):
+        known = memo["scaled"] = (scale, scale_rows(filters, scale), {})
     return known[1:]
 
 

@@ -40,7 +40,7 @@ def batch_norm(x: Tensor, weight: Tensor, bias: Tensor, mean: Array, variance: A
             _total(gy, xp) if needs_bias else None,
         )
 
-    return record("batch_norm", x.data * scale + offset, (x, weight, bias), backward)
+    return record("batch_norm", x.data * scale + offset, (x, weight, bias), backward, fresh=True)
 
 
 def batch_norm_training(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float) -> tuple[Tensor, Array, Array]:
@@ -79,7 +79,7 @@ def batch_norm_training(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float) 
         gx = gamma * deviation * (gy - gbias / count - normal * (gweight / count)) if needs_x else None
         return (gx, gweight if needs_weight else None, gbias if needs_bias else None)
 
-    y = record("batch_norm", normal * gamma + beta, (x, weight, bias), backward)
+    y = record("batch_norm", normal * gamma + beta, (x, weight, bias), backward, fresh=True)
     return y, mean, variance * (count / (count - 1))
 
 
@@ -136,7 +136,7 @@ def group_norm(
             gbias if needs_bias else None,
         )
 
-    return record("group_norm", xp.reshape(y, shape), (x, weight, bias), backward)
+    return record("group_norm", xp.reshape(y, shape), (x, weight, bias), backward, fresh=True)
 
 
 def _total(x: Array, xp) -> Array:

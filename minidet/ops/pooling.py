@@ -33,7 +33,7 @@ def max_pool2d(x: Tensor, size: int, *, stride: int | None = None, padding: int 
         return (max_pool_gradient(gy, winners, H, W, size, stride, padding),)
 
     geometry = Geometry(((H, W),), (size, size), (stride, stride), (padding, padding))
-    return record("max_pool2d", y, (x,), backward, geometry=geometry)
+    return record("max_pool2d", y, (x,), backward, geometry=geometry, fresh=True)
 
 
 def upsample_nearest(x: Tensor, size: tuple[int, int]) -> Tensor:
@@ -64,7 +64,7 @@ def upsample_nearest(x: Tensor, size: tuple[int, int]) -> Tensor:
         gx = _selection(rows, H, xp, gy) @ xp.reshape(gy, (N, P, Q * C))
         return (_selection(columns, W, xp, gy) @ xp.reshape(gx, (N, H, Q, C)),)
 
-    return record("upsample_nearest", y, (x,), backward)
+    return record("upsample_nearest", y, (x,), backward, fresh=True)
 
 
 def _nearest(new: int, old: int) -> np.ndarray:
