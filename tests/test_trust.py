@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import resource
 
 import numba
 import numpy as np
@@ -150,3 +151,20 @@ def test_slow_threads_are_advised_against(monkeypatch):
 
     monkeypatch.setattr(compiler.importlib, "import_module", missing)
     assert "pip install tbb" in compiler.thread_pool_advice()
+
+
+@pytest.mark.skipif(not compiler.keep_freed_memory(), reason="another C library than glibc, or told otherwise")
+def test_freed_memory_is_used_again():
+    def pages_fetched():
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        arrays = [np.ones(1 << 20) for _ in range(8)]  # 8 MiB each
+        del arrays
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    pages_fetched()
+    assert pages_fetched() < 100
+
+
+def test_a_user_may_say_what_becomes_of_freed_memory(monkeypatch):
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "131072")
+    assert not compiler.keep_freed_memory()

@@ -1,10 +1,11 @@
-"""How Numba is set up, before the first kernel is compiled: where compiled code lies, how threads wait.
+"""How the machine is set up before the first kernel runs: compiled code, waiting threads, freed memory.
 
 `minidet.kernels` imports this file first; it changes nothing that the user has set.
 """
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import importlib
 import os
@@ -56,6 +57,21 @@ if not numba.config.CACHE_DIR:
     numba.config.CACHE_DIR = str(cache_folder())
 
 
+def keep_freed_memory() -> bool:
+    """Have the C library keep freed memory for the next array; whether it will.
+
+    A training step frees what the next one allocates again.  Given back to the system in between, every page
+    must be fetched and cleared anew, which took 5 % of a step.  Only glibc can be asked, and only where
+    the environment says nothing about it.
+    """
+    asked = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
+    if sys.platform != "linux" or any(name in os.environ for name in asked):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    trim_threshold, mmap_threshold = -1, -3  # glibc's numbers for the two, with the largest values it takes
+    return mallopt is not None and mallopt(trim_threshold, 2**31 - 1) == mallopt(mmap_threshold, 1 << 25) == 1
+
+
 def thread_pool_advice() -> str | None:
     """What to install if Numba has no thread pool but its slow one, "workqueue"; None if all is well.
 
@@ -72,6 +88,8 @@ def thread_pool_advice() -> str | None:
         "pip install tbb, or install your system's OpenMP library (Debian: libgomp1; macOS: brew install libomp)"
     )
 
+
+keep_freed_memory()
 
 if advice := thread_pool_advice():
     warnings.warn(advice, RuntimeWarning, stacklevel=2)

@@ -161,10 +161,12 @@ def _focal_parts(z):
     """CE, p_t and q of `focal_terms`."""
     size = abs(z)
     tail = _exp_of_negative(-size)
-    larger = _f32(1) / (_f32(1) + tail)
+    # One division, the slowest instruction here, gives both 1 / (1 + tail) and tail / (2 + tail).
+    inverse = _f32(1) / ((_f32(1) + tail) * (_f32(2) + tail))
+    larger = (_f32(2) + tail) * inverse
     smaller = tail * larger
     # max(-z, 0) = (|z| - z) / 2, exactly; unlike max, it passes NaN on.
-    cross_entropy = _f32(0.5) * (size - z) + _log1p_of_unit(tail)
+    cross_entropy = _f32(0.5) * (size - z) + _log1p_of_unit(tail * (_f32(1) + tail) * inverse)
     return cross_entropy, larger if z > _f32(0) else smaller, smaller if z > _f32(0) else larger
 
 
@@ -189,15 +191,13 @@ def _exp_of_negative(x):
 
 
 @njit(forceinline=True, error_model="numpy", fastmath={"contract", "nsz"})
-def _log1p_of_unit(x):
-    """log(1 + x) for 0 <= x <= 1; relative error below 2e-7.
+def _log1p_of_unit(s):
+    """log(1 + x) for 0 <= x <= 1 from s = x / (2 + x); relative error below 2e-7.
 
-    2 artanh(s) with s = x / (2 + x) <= 1/3, whose series s + s^3/3 + s^5/5 + ... converges fast.
+    2 artanh(s) with s <= 1/3, whose series s + s^3/3 + s^5/5 + ... converges fast.
     """
-    s = x / (_f32(2) + x)
     z = s * s
-    y = _f32(1 / 15)
-    y = y * z + _f32(1 / 13)
+    y = _f32(1 / 13)
     y = y * z + _f32(1 / 11)
     y = y * z + _f32(1 / 9)
     y = y * z + _f32(1 / 7)
