@@ -208,6 +208,7 @@ V1 = {
     "aspect_ratios": (0.5, 1.0, 2.0),
     "trainable_backbone_layers": 3,
     "norm_layer": "FrozenBatchNorm2d",
+    "norm_layer.eps": 1e-5,  # torchvision/ops/misc.py; overwrite_eps is for published weights only
     "LastLevelP6P7": (256, 256),
     "box_coder.weights": (1.0, 1.0, 1.0, 1.0),
     "head.num_convs": 4,
@@ -268,6 +269,7 @@ def in_torchvisions_words(model: RetinaNetConfig, t: TrainConfig) -> dict:
         "aspect_ratios": model.anchors.ratios,
         "trainable_backbone_layers": 1 + len(b.widths) - b.frozen_stages,
         "norm_layer": {"frozen": "FrozenBatchNorm2d", "batch": "BatchNorm2d"}[b.norm.name],
+        "norm_layer.eps": b.norm.eps,
         "LastLevelP6P7": (4 * b.widths[-1] if model.pyramid.extra_from_backbone else 256, model.pyramid.channels),
         "box_coder.weights": model.coder.weights,
         "head.num_convs": model.head.depth,
