@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
@@ -119,6 +120,45 @@ def test_backbones(kind, recognised):
     tensors = {name.removeprefix("backbone.body."): array.shape for name, array in state.items()}
     config = recognised(tensors | {"fc.weight": (10, 64), "bn1.num_batches_tracked": ()})
     assert config == replace(presets.torchvision_v1(["object"]), backbone=kind)
+
+
+def caffe2(model: RetinaNet) -> dict[str, np.ndarray]:
+    """The backbone as detectron2's ImageNet files hold it, with a classifier and a bias that nobody reads."""
+    state = {"fc1000_w": np.zeros((10, 64), np.float32), "conv1_b": np.ones(4, np.float32)}
+    for name, array in model.state_dict().items():
+        if name.startswith("backbone.") and "running" not in name:
+            path, kind, leaf = name.removeprefix("backbone.").rsplit(".", 2)
+            if path != "stem":
+                _, stage, _, block, part = path.split(".")
+                branch = {"shortcut": "1", "conv1": "2a", "conv2": "2b", "conv3": "2c"}[part]
+                path = f"res{int(stage) + 2}_{block}_branch{branch}"
+            else:
+                path = "res_conv1" if kind == "norm" else "conv1"
+            state[f"{path}_w" if kind == "conv" else f"{path}_bn_{leaf[0] if leaf == 'bias' else 's'}"] = (
+                np.ascontiguousarray(np.moveaxis(array, -1, 1)) if array.ndim == 4 else array
+            )
+    return state
+
+
+@pytest.mark.parametrize("kind", [RESNET50, RESNEXT101_32X8D])
+def test_caffe2_backbones(kind, tmp_path, rng):
+    """What the paper and detectron2 start from: BGR, stride in the 1x1 (ResNeXt: 3x3), norms that are affine."""
+    base = presets.detectron2(["object"])
+    config = presets.with_backbone(base, thin(kind))
+    model = RetinaNet(config, xp=np)
+    state = {n: rng.uniform(0.5, 1.5, a.shape).astype(np.float32) for n, a in model.state_dict().items()}
+    for name, array in state.items():
+        if name.endswith(("running_mean", "running_var")):
+            array[...] = 0 if name.endswith("mean") else 1 - 1e-5
+    model.load_state_dict(state)
+    (tmp_path / "R-50.pkl").write_bytes(pickle.dumps(caffe2(model), 2))
+    done = md.convert(tmp_path / "R-50.pkl", tmp_path / "x.safetensors")
+    assert done.config == config and done.config.backbone.stride_in_1x1 == (kind is RESNET50)
+    assert "R-50.pkl (Caffe2 ResNet)" in done.table and "skipped" not in done.table
+    found = read_checkpoint(tmp_path / "x.safetensors").weights
+    for name, array in model.state_dict().items():
+        if name.startswith("backbone."):
+            np.testing.assert_array_equal(found[name], array, err_msg=name)
 
 
 def test_a_small_backbone_gets_the_small_detector(tmp_path):

@@ -112,12 +112,13 @@ def _check_conventions(found: Found, model: RetinaNet) -> None:
         raise WeightsError(
             f"{found.path}: {layout.name}, whose first filters expect {theirs}, but this preset feeds {ours}"
         )
+    in_1x1 = layout.stride_in_1x1 and config.backbone.groups == 1
     bottlenecks = isinstance(model.backbone, ResNet) and config.backbone.bottleneck
-    if bottlenecks and config.backbone.stride_in_1x1 != layout.stride_in_1x1:
-        theirs, ours = ("1x1", "3x3") if layout.stride_in_1x1 else ("3x3", "1x1")
+    if bottlenecks and config.backbone.stride_in_1x1 != in_1x1:
+        theirs, ours = ("1x1", "3x3") if in_1x1 else ("3x3", "1x1")
         raise WeightsError(
             f"{found.path}: {layout.name}, whose bottlenecks have their stride in the {theirs} convolution, this "
-            f"preset in the {ours}: set backbone.stride_in_1x1 to {str(layout.stride_in_1x1).lower()}"
+            f"preset in the {ours}: set backbone.stride_in_1x1 to {str(in_1x1).lower()}"
         )
 
 

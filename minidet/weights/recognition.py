@@ -13,7 +13,7 @@ from safetensors import safe_open
 from minidet.models import RetinaNetConfig, presets
 from minidet.nn import Norm
 from minidet.weights.coco_names import BY_NUMBER
-from minidet.weights.detectron2 import from_detectron2
+from minidet.weights.detectron2 import from_caffe2, from_detectron2
 from minidet.weights.files import State, read_arrays
 from minidet.weights.tensors import WeightsError
 from minidet.weights.torchvision import from_torchvision
@@ -32,7 +32,7 @@ class Layout:
         name: of the system.
         markers: names that begin so are found in its files, and in none of the systems listed later.
         bgr: the channel order that the first filters expect.
-        stride_in_1x1: which convolution of a bottleneck halves the map; no file says, and both have one shape.
+        stride_in_1x1: which convolution of a bottleneck halves the map, as no shape tells; in ResNeXt the 3x3.
         translate: gives our names and the order of our axes.
     """
 
@@ -53,6 +53,7 @@ LAYOUTS = (
     ),
     Layout("torchvision RetinaNet", ("backbone.body.", "backbone.fpn."), False, False, from_torchvision),
     Layout("torchvision ResNet", ("conv1.weight", "layer1."), False, False, from_torchvision),
+    Layout("Caffe2 ResNet", ("res2_0_branch",), True, True, from_caffe2),
 )
 _OURS = Layout("minidet", (), False, False, dict)
 _CHECKPOINT = replace(_OURS, name="minidet checkpoint")
@@ -125,9 +126,7 @@ def config_for(found: Found, classes: Sequence[str] | None = None) -> RetinaNetC
     if not found.foreign:
         raise WeightsError(f"{found.path}: minidet's own names, which say nothing of anchors: choose a preset")
     try:
-        if not found.detector:
-            return _of_backbone(found.state, tuple(classes or STAND_IN))
-        return _of_detector(found, classes)
+        return _of_detector(found, classes) if found.detector else _of_backbone(found, tuple(classes or STAND_IN))
     except (LookupError, ZeroDivisionError, ValueError) as error:
         why = f"there is no {error}" if isinstance(error, LookupError) else str(error)
         raise WeightsError(
@@ -135,12 +134,15 @@ def config_for(found: Found, classes: Sequence[str] | None = None) -> RetinaNetC
         ) from error
 
 
-def _of_backbone(state: State, classes: tuple[str, ...]) -> RetinaNetConfig:
-    body = _measured(presets.torchvision_v1(classes).backbone, state)
+def _of_backbone(found: Found, classes: tuple[str, ...]) -> RetinaNetConfig:
+    base = presets.detectron2(classes) if found.layout.bgr else presets.torchvision_v1(classes)
+    body = _measured(base.backbone, found.state)
+    if found.layout.bgr:
+        return presets.with_backbone(base, body)
     if not body.bottleneck and body.blocks[:3] == (2, 2, 2):
         return presets.resnet18(classes)  # which ends at stride 16
     norm = replace(body.norm, eps=1e-5)  # with which torchvision and timm train on ImageNet
-    return replace(presets.torchvision_v1(classes), backbone=replace(body, norm=norm))
+    return replace(base, backbone=replace(body, norm=norm))
 
 
 def _of_detector(found: Found, classes: Sequence[str] | None) -> RetinaNetConfig:
@@ -160,12 +162,12 @@ def _of_detector(found: Found, classes: Sequence[str] | None) -> RetinaNetConfig
     depth = _count(state, "head.class_subnet.tower.{}.conv.weight")
     levels = _count(state, "pyramid.lateral.{}.weight") + _count(state, "pyramid.extra.{}.weight")
     body = _measured(base.backbone, state)
+    base = presets.with_backbone(base, body) if found.layout.bgr else replace(base, backbone=body)
     if found.trains and body.norm.name == "frozen":
-        body = replace(body, norm=Norm("batch"))
+        base = replace(base, backbone=replace(base.backbone, norm=Norm("batch")))
     from_backbone = state["pyramid.extra.0.weight"].shape[3] == state["pyramid.lateral.2.weight"].shape[3]
     return replace(
         base,
-        backbone=body,
         pyramid=replace(base.pyramid, channels=channels, levels=levels, extra_from_backbone=from_backbone),
         head=replace(base.head, depth=depth),
     )
