@@ -345,6 +345,26 @@ def test_the_stride_must_be_where_it_was(tmp_path):
         load_initial(model, tmp_path / "resnet.npz")
 
 
+def test_the_papers_recipe_starts_from_caffe2s_backbone(tmp_path, rng):
+    """Its filters see BGR bytes, the preset gives RGB in 0..1: the maps are the same."""
+    kind = thin(RESNET50, blocks=(1, 1, 1, 1))
+    config = presets.with_backbone(presets.detectron2(FIVE), kind)
+    source = RetinaNet(config, seed=1, xp=np)
+    (tmp_path / "R-50.pkl").write_bytes(pickle.dumps(caffe2(source), 2))
+    paper = RetinaNet(presets.with_backbone(presets.paper(FIVE), kind), seed=2, xp=np)
+    load_initial(source, tmp_path / "R-50.pkl")
+    load_initial(paper, tmp_path / "R-50.pkl")
+    image = rng.integers(0, 256, (64, 64, 3), np.uint8)
+    maps = []
+    for model in (source, paper):
+        rule = replace(model.config.preprocess, min_size=0)
+        maps.append(model.backbone(md.Tensor(rule.prepare(image)[None]))[-1].data)
+    np.testing.assert_allclose(maps[0], maps[1], atol=1e-4 * np.abs(maps[0]).max())
+    grey = replace(paper.config, preprocess=replace(paper.config.preprocess, mean=(0.5, 0.5, 0.5)))
+    with pytest.raises(WeightsError, match=r"Caffe2 ResNet expects other pixels: .*; set model\.preprocess as it was"):
+        load_initial(RetinaNet(grey, xp=np), tmp_path / "R-50.pkl")
+
+
 def test_evaluation_tells_classes_by_name(trained, tmp_path):
     """A detector of more classes, in another order, is judged on those of the data set."""
     data = shapes("val", images=3, size=64)

@@ -188,7 +188,7 @@ def test_types_that_torch_does_not_have(tmp_path):
 
 TWICE = b"]q\x00" + b"".join(b"]h%cah%caq%c" % (i, i, i + 1) for i in range(60))
 """A list of two lists of two lists ...: 61 lists in memory, 2 to the 60th when written out."""
-DEEP = b")" + b"\x85" * 50_000
+DEEP = b")" + b"\x85" * 20_000
 SYSTEM = text("touch CANARY")
 NOTHING_RUN = "; nothing was run. Weights are plain tensors"
 HOSTILE = {

@@ -27,7 +27,7 @@ from minidet.weights import (
     load_initial,
     to_torchvision,
 )
-from minidet.weights.recognition import COUNT, STAND_IN
+from minidet.weights.recognition import COUNT, OURS, STAND_IN
 from minidet.weights.torch_file import write_torch
 
 SUFFIXES = (".pth", ".pt", ".safetensors", ".npz")
@@ -80,9 +80,7 @@ def convert(
     config = from_json(RetinaNetConfig, tree["model"], "model")
     model = RetinaNet(config, xp=np)
     if preset and found.layout.translate is from_torchvision:  # what `export` wrote can have any conventions
-        body = config.backbone
-        layout = replace(found.layout, bgr=config.preprocess.bgr, stride_in_1x1=body.stride_in_1x1)
-        found = replace(found, layout=layout)
+        found = replace(found, layout=replace(OURS, name=found.layout.name))
     done = load_initial(model, replace(found, classes=None))
     missing = [name for name in done.untouched if found.detector or name.startswith("backbone.")]
     beyond = tuple(f"backbone.stages.{i}." for i in range(len(config.backbone.blocks), 4))
