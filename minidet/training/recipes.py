@@ -116,7 +116,7 @@ def _torchvision_v1(classes: Sequence[str]) -> RetinaNetConfig:
 
 
 RECIPES: dict[str, Recipe] = {
-    # Tables 1a, 1b and 1d: 600 px.  "minival" is val2017, but for a few images.
+    # Tables 1a, 1b and 1d: 600 px.  "minival" is what became val2017.
     "paper_r50_600": Recipe(_paper, PAPER, _R50, 34.0, "minival"),
     "paper_r50_600_ce": Recipe(_on(_paper, **_CROSS_ENTROPY), PAPER, _R50, 31.1, "minival"),
     "paper_r101_600": Recipe(_on(_paper, RESNET101), PAPER, _R101, 36.0, "minival"),
