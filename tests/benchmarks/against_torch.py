@@ -61,7 +61,7 @@ def measure(network: Network, rounds: int, folder: Path, *, compiled: bool) -> d
     everyone = [ours, *torch.values()]
     for n, layout in enumerate(LAYOUTS, start=1):
         torch[layout].ask("results", file=str(folder / f"{n}.npz"))
-    error = max(difference(folder / "0.npz", folder / f"{n}.npz") for n in (1, 2))
+    error = max(difference(folder / "0.npz", folder / f"{n}.npz", step=network.step) for n in (1, 2))
     for worker in everyone:
         worker.warm_up()
         worker.ask("forget_peak")
