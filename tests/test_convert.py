@@ -275,12 +275,15 @@ def test_a_network_that_does_not_fit_is_refused(tmp_path):
 
 
 def test_the_source_is_not_overwritten(tmp_path):
-    saved(NETWORKS["torchvision_v1"], tmp_path / "run.safetensors")
+    for name in ("best.safetensors", "last.safetensors"):
+        saved(NETWORKS["torchvision_v1"], tmp_path / name)
     with pytest.raises(ValueError, match="would overwrite the file that is converted: choose another name"):
-        md.export(tmp_path / "run.safetensors", tmp_path / "run.safetensors")
+        md.export(tmp_path, tmp_path / "best.safetensors")
+    with pytest.raises(ValueError, match=r"last\.safetensors: would overwrite a checkpoint of a training"):
+        md.export(tmp_path, tmp_path / "last.safetensors")
     with pytest.raises(ValueError, match=r"a file ending in \.pth, \.pt, \.safetensors, \.npz"):
-        md.export(tmp_path / "run.safetensors", tmp_path / "run.onnx")
-    assert not [path for path in tmp_path.iterdir() if path.name != "run.safetensors"]
+        md.export(tmp_path, tmp_path / "run.onnx")
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 # Other classes.

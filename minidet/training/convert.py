@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from minidet.models import RetinaNet, RetinaNetConfig
 from minidet.models.presets import PRESETS, torchvision_v1, torchvision_v2
 from minidet.nn import BatchNorm2d, Norm
-from minidet.training.checkpoint import Checkpoint, write_checkpoint
+from minidet.training.checkpoint import Checkpoint, find_checkpoint, is_checkpoint, write_checkpoint
 from minidet.training.load import load_model
 from minidet.training.settings import assign, differences, from_json, to_json
 from minidet.weights import (
@@ -129,9 +129,11 @@ def export(run: str | Path, out: str | Path) -> Conversion:
 
     Raises:
         CheckpointError: if there is no model at `run`.
-        ValueError: if `out` has another suffix, or is the checkpoint itself.
+        ValueError: if `out` has another suffix, or is a checkpoint.
     """
-    out = _place(out, run, SUFFIXES)
+    out = _place(out, find_checkpoint(run), SUFFIXES)
+    if out.is_file() and is_checkpoint(out):  # the run's other one, perhaps
+        raise ValueError(f"{out}: would overwrite a checkpoint of a training: choose another name")
     model = load_model(run, xp=np)
     state = to_torchvision(model.state_dict())
     for name, module in model.named_modules():
