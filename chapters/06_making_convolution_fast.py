@@ -5,7 +5,7 @@
 # convolution can be ten thousand times slower than necessary, or faster than its own definition allows.
 # **Which ideas, in which order, make up the difference, and what do they cost in accuracy?**
 #
-# **You will see** one layer computed in six ways, as a share of what this machine can multiply at most; that
+# **You will see** one layer computed in seven ways, as a share of what this machine can multiply at most; that
 # each step saves *memory traffic*, and only the last one *arithmetic*; and how the cost of a whole detector grows.
 #
 # | | |
@@ -183,15 +183,16 @@ assert m.tolist() == [-2, 277.5, 45.5, -200] and (A @ m).tolist() == np.correlat
 
 # %% [markdown]
 # In two dimensions both ways: 16 products instead of 36 for 2 x 2 outputs, and with tiles of 4 x 4, *F(4, 3)*,
-# 36 instead of 144: a quarter.  For each of those 36 places, tiles and channels make one matrix product, which
-# the register tile computes while its numbers are in the cache.
+# 36 instead of 144: a quarter.  For each of those 36 places, tiles and channels make one matrix product, computed
+# by the register tile while its numbers are in the cache.
 
 # %%
-found["Winograd F(4, 3)"] = by("winograd")()
-speed["Winograd F(4, 3)"] = 1e-9 * operations / seconds(by("winograd"))
+for version in (2, 4):
+    found[f"Winograd F({version}, 3)"] = by(f"winograd{version}")()
+    speed[f"Winograd F({version}, 3)"] = 1e-9 * operations / seconds(by(f"winograd{version}"))
 
 # %% [markdown]
-# ## Six ways, one answer
+# ## Seven ways, one answer
 #
 # The error is against the definition in float64, in units of $\sqrt{9C}\;\mathrm{rms}(x)\;\mathrm{rms}(w)$, the size
 # of an output.  F(4, 3) adds and subtracts numbers larger than the result, and loses a digit.
@@ -246,4 +247,4 @@ print(f"\nlook at {out / 'speed.png'} and {out / 'objects.png'}")
 # 2. The definition says what to compute, not how: another algorithm may need a quarter of the multiplications.
 # 3. Speed has a price in digits.  It is known, stated and tested: `tests/test_convolution_engines.py`.
 #
-# **Next**: back to your own images, in a fraction of the time.
+# **Next**: chapter 7 scales the same code up to COCO.

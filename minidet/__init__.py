@@ -21,10 +21,11 @@ from minidet.inspection.explain import explain
 from minidet.inspection.explanation import Explanation
 from minidet.inspection.layers import layer_table
 from minidet.models import RetinaNet, RetinaNetConfig, presets
-from minidet.training import TrainConfig, convert, export, load_model, train
+from minidet.training import RECIPES, TrainConfig, convert, export, load_model, train
 from minidet.weights import load_initial
 
 __all__ = [
+    "RECIPES",
     "Diagnosis",
     "Evaluation",
     "Explanation",

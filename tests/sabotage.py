@@ -221,7 +221,7 @@ class Sabotage:
 
 UNKNOWN = ("class-without-objects", "images-without-objects", "class-with-few-objects")
 SABOTAGES = {
-    "corners": Sabotage(each_box(corners), "boxes-are-corners", "must fix", 77, ("annotation id 1 (image id 1",
+    "corners": Sabotage(each_box(corners), "boxes-are-corners", "must fix", 77, ("annotation id 1 of image id 1",
         "as x1, y1, x2, y2, not as x, y, width, height", "write [x1, y1, x2 - x1, y2 - y1]")),
     "normalised": Sabotage(each_box(normalised), "boxes-normalised", "must fix", 77, ("fractions", "YOLO",
         "multiply x and width by the image's width"), ("objects-too-small",)),

@@ -358,7 +358,7 @@ def test_folders_and_files_of_every_kind(minidet, run, tmp_path):
 # --- helping ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["eval"], ["detect"], ["download"]])
+@pytest.mark.parametrize("command", [[], ["train"], ["eval"], ["detect"], ["download"], ["doctor"], ["explain"]])
 def test_help_shows_examples(capsys, command):
     with pytest.raises(SystemExit) as stop:
         cli.main([*command, "--help"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
@@ -121,6 +122,45 @@ def test_backbones(kind, recognised):
     assert config == replace(presets.torchvision_v1(["object"]), backbone=kind)
 
 
+def caffe2(model: RetinaNet) -> dict[str, np.ndarray]:
+    """The backbone as detectron2's ImageNet files hold it, with a classifier and a bias that nobody reads."""
+    state = {"fc1000_w": np.zeros((10, 64), np.float32), "conv1_b": np.ones(4, np.float32)}
+    for name, array in model.state_dict().items():
+        if name.startswith("backbone.") and "running" not in name:
+            path, kind, leaf = name.removeprefix("backbone.").rsplit(".", 2)
+            if path != "stem":
+                _, stage, _, block, part = path.split(".")
+                branch = {"shortcut": "1", "conv1": "2a", "conv2": "2b", "conv3": "2c"}[part]
+                path = f"res{int(stage) + 2}_{block}_branch{branch}"
+            else:
+                path = "res_conv1" if kind == "norm" else "conv1"
+            state[f"{path}_w" if kind == "conv" else f"{path}_bn_{leaf[0] if leaf == 'bias' else 's'}"] = (
+                np.ascontiguousarray(np.moveaxis(array, -1, 1)) if array.ndim == 4 else array
+            )
+    return state
+
+
+@pytest.mark.parametrize("kind", [RESNET50, RESNEXT101_32X8D])
+def test_caffe2_backbones(kind, tmp_path, rng):
+    """What the paper and detectron2 start from: BGR, stride in the 1x1 (ResNeXt: 3x3), norms that are affine."""
+    base = presets.detectron2(["object"])
+    config = presets.with_backbone(base, thin(kind))
+    model = RetinaNet(config, xp=np)
+    state = {n: rng.uniform(0.5, 1.5, a.shape).astype(np.float32) for n, a in model.state_dict().items()}
+    for name, array in state.items():
+        if name.endswith(("running_mean", "running_var")):
+            array[...] = 0 if name.endswith("mean") else 1 - 1e-5
+    model.load_state_dict(state)
+    (tmp_path / "R-50.pkl").write_bytes(pickle.dumps(caffe2(model), 2))
+    done = md.convert(tmp_path / "R-50.pkl", tmp_path / "x.safetensors")
+    assert done.config == config and done.config.backbone.stride_in_1x1 == (kind is RESNET50)
+    assert "R-50.pkl (Caffe2 ResNet)" in done.table and "skipped" not in done.table
+    found = read_checkpoint(tmp_path / "x.safetensors").weights
+    for name, array in model.state_dict().items():
+        if name.startswith("backbone."):
+            np.testing.assert_array_equal(found[name], array, err_msg=name)
+
+
 def test_a_small_backbone_gets_the_small_detector(tmp_path):
     """ResNet-18's last stage has no place in it, and its batch norm goes into the convolutions."""
     kind = replace(RESNET18, norm=Norm("batch"))
@@ -235,12 +275,15 @@ def test_a_network_that_does_not_fit_is_refused(tmp_path):
 
 
 def test_the_source_is_not_overwritten(tmp_path):
-    saved(NETWORKS["torchvision_v1"], tmp_path / "run.safetensors")
+    for name in ("best.safetensors", "last.safetensors"):
+        saved(NETWORKS["torchvision_v1"], tmp_path / name)
     with pytest.raises(ValueError, match="would overwrite the file that is converted: choose another name"):
-        md.export(tmp_path / "run.safetensors", tmp_path / "run.safetensors")
+        md.export(tmp_path, tmp_path / "best.safetensors")
+    with pytest.raises(ValueError, match=r"last\.safetensors: would overwrite a checkpoint of a training"):
+        md.export(tmp_path, tmp_path / "last.safetensors")
     with pytest.raises(ValueError, match=r"a file ending in \.pth, \.pt, \.safetensors, \.npz"):
-        md.export(tmp_path / "run.safetensors", tmp_path / "run.onnx")
-    assert not [path for path in tmp_path.iterdir() if path.name != "run.safetensors"]
+        md.export(tmp_path, tmp_path / "run.onnx")
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 # Other classes.
@@ -303,6 +346,26 @@ def test_the_stride_must_be_where_it_was(tmp_path):
         WeightsError, match=r"have their stride in the 3x3 convolution, this preset in the 1x1: set .*1x1 to false"
     ):
         load_initial(model, tmp_path / "resnet.npz")
+
+
+def test_the_papers_recipe_starts_from_caffe2s_backbone(tmp_path, rng):
+    """Its filters see BGR bytes, the preset gives RGB in 0..1: the maps are the same."""
+    kind = thin(RESNET50, blocks=(1, 1, 1, 1))
+    config = presets.with_backbone(presets.detectron2(FIVE), kind)
+    source = RetinaNet(config, seed=1, xp=np)
+    (tmp_path / "R-50.pkl").write_bytes(pickle.dumps(caffe2(source), 2))
+    paper = RetinaNet(presets.with_backbone(presets.paper(FIVE), kind), seed=2, xp=np)
+    load_initial(source, tmp_path / "R-50.pkl")
+    load_initial(paper, tmp_path / "R-50.pkl")
+    image = rng.integers(0, 256, (64, 64, 3), np.uint8)
+    maps = []
+    for model in (source, paper):
+        rule = replace(model.config.preprocess, min_size=0)
+        maps.append(model.backbone(md.Tensor(rule.prepare(image)[None]))[-1].data)
+    np.testing.assert_allclose(maps[0], maps[1], atol=1e-4 * np.abs(maps[0]).max())
+    grey = replace(paper.config, preprocess=replace(paper.config.preprocess, mean=(0.5, 0.5, 0.5)))
+    with pytest.raises(WeightsError, match=r"Caffe2 ResNet expects other pixels: .*; set model\.preprocess as it was"):
+        load_initial(RetinaNet(grey, xp=np), tmp_path / "R-50.pkl")
 
 
 def test_evaluation_tells_classes_by_name(trained, tmp_path):

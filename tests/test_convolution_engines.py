@@ -21,7 +21,7 @@ from minidet.kernels.convolution import Geometry
 KERNELS = (convolve, convolve_input_gradient, convolve_weight_gradient)
 VERSIONS = list(dict.fromkeys(name.removeprefix("numpy:") for kernel in KERNELS for name in kernel.fast))
 
-BOUND = {"winograd": 1e-4}
+BOUND = {"winograd4": 1e-4}
 """Largest error against float64, over sqrt(terms in a sum) * rms of both factors, of the versions that are allowed
 more than ORDINARY: Winograd's F(4x4, 3x3) subtracts large numbers from one another."""
 
@@ -30,7 +30,7 @@ ORDINARY = 1e-5
 WHEN_IT_PAYS = ("winograd.LEAST_TILES", "winograd.PIXELS_PER_TILE")
 """Limits in kernels/convolution/cpu that are switched off here: a version must be right also where it is slow."""
 
-FEW, MANY, WHOLE = [1, 2, 3, 5], [8, 9, 16, 17, 31, 32, 36, 40, 64], [32, 48, 64]
+FEW, MANY = [1, 2, 3, 5], [8, 9, 16, 17, 31, 32, 36, 40, 64]
 SIZES, STRIDES = [(3, 3), (1, 1), (2, 3), (5, 1), (4, 4)], [(1, 1), (2, 2), (1, 2), (3, 2)]
 DILATIONS = [(1, 1), (2, 2), (1, 3)]
 
@@ -51,8 +51,10 @@ def problems(draw, channels=MANY, filters=MANY, sizes=SIZES, strides=STRIDES, di
 def likes(version: str) -> dict:
     """What to draw for a version that takes only some convolutions."""
     if version.startswith("winograd"):
-        return {"channels": WHOLE, "filters": WHOLE, "sizes": [(3, 3)], "strides": [(1, 1)], "dilations": [(1, 1)]}
-    return {"channels": FEW} if version == "stem" else {}
+        return {"sizes": [(3, 3)], "strides": [(1, 1)], "dilations": [(1, 1)]}
+    if version == "grouped":
+        return {"groups": (2, 3)}
+    return {"channels": FEW, "dilations": [(1, 1), (2, 1)]} if version == "stem" else {}
 
 
 def arrays(geometry, N, C, F, seed):
@@ -174,14 +176,18 @@ def test_which_version_runs():
         return [kernel.choose(*arguments)[0].removeprefix("numpy:") for kernel, arguments in three]
 
     assert chosen((8, 8), 2, 16, 16) == ["direct", "direct", "direct"]
-    assert chosen((32, 32), 2, 64, 32)[:2] == ["winograd", "winograd"]
+    assert chosen((32, 32), 2, 64, 32) == ["winograd4", "winograd4", "winograd4"]
+    assert chosen((24, 24), 1, 512, 512) == ["winograd2", "winograd2", "winograd2"]
+    assert chosen((32, 32), 2, 32, 64, groups=4) == ["grouped", "grouped", "grouped"]
+    assert chosen((32, 32), 2, 16, 64, groups=4) == ["textbook", "textbook", "textbook"]
     assert chosen((8, 8), 1, 3, 16)[::2] == ["stem", "stem"]
     assert chosen((32, 32), 2, 64, 32, np.float64) == ["blocked", "blocked", "blocked"]
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_results_repeat_and_do_not_depend_on_the_threads(version, everywhere):
-    geometry = Geometry(((17, 23), (9, 12), (1, 1)), (3, 3), (1, 1), (1, 1))
+    groups = 2 if version == "grouped" else 1
+    geometry = Geometry(((17, 23), (9, 12), (1, 1)), (3, 3), (1, 1), (1, 1), groups=groups)
     C = 3 if version == "stem" else 32
     narrow = arrays(geometry, 3, C, 32, 0)
     x, weight, _, _, gy = narrow

@@ -389,7 +389,7 @@ def test_coco(server, tmp_path, monkeypatch, capsys):
     }
     text = json.dumps(truth).encode()
     server.files["/a.zip"] = zipped({f"annotations/instances_{s}2017.json": text for s in ("val", "train")})
-    server.files["/v.zip"] = zipped({"val2017/1.jpg": jpeg()})
+    server.files["/v.zip"] = zipped({"val2017/1.jpg": jpeg()}, zipfile.ZIP_STORED)
     sources = {
         name: Source(server.url + path, len(server.files[path]), hashlib.sha256(server.files[path]).hexdigest())
         for name, path in (("annotations", "/a.zip"), ("val", "/v.zip"))

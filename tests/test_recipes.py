@@ -11,7 +11,7 @@ from tiny import NETWORK, coco_folder
 from tiny import model as tiny_model
 
 from minidet.cli import main
-from minidet.data import Augment, coco
+from minidet.data import Augment, coco, shapes
 from minidet.detection import MiningConfig
 from minidet.models import RESNET18, RetinaNet, RetinaNetConfig, presets
 from minidet.optim import SGD, AdamW
@@ -208,6 +208,7 @@ V1 = {
     "aspect_ratios": (0.5, 1.0, 2.0),
     "trainable_backbone_layers": 3,
     "norm_layer": "FrozenBatchNorm2d",
+    "norm_layer.eps": 1e-5,  # torchvision/ops/misc.py; overwrite_eps is for published weights only
     "LastLevelP6P7": (256, 256),
     "box_coder.weights": (1.0, 1.0, 1.0, 1.0),
     "head.num_convs": 4,
@@ -268,6 +269,7 @@ def in_torchvisions_words(model: RetinaNetConfig, t: TrainConfig) -> dict:
         "aspect_ratios": model.anchors.ratios,
         "trainable_backbone_layers": 1 + len(b.widths) - b.frozen_stages,
         "norm_layer": {"frozen": "FrozenBatchNorm2d", "batch": "BatchNorm2d"}[b.norm.name],
+        "norm_layer.eps": b.norm.eps,
         "LastLevelP6P7": (4 * b.widths[-1] if model.pyramid.extra_from_backbone else 256, model.pyramid.channels),
         "box_coder.weights": model.coder.weights,
         "head.num_convs": model.head.depth,
@@ -386,3 +388,10 @@ def test_every_loss_of_the_paper_trains(mining, tmp_path):
     recipe = TrainConfig(images=80, batch_size=4, lr=4e-2, warmup=0, validations=0, checkpoints=0, samples=0)
     losses = train(model, data, config=recipe, quiet=True).history["classification"]
     assert np.mean(losses[-4:]) < 0.85 * np.mean(losses[:2])
+
+
+def test_fewer_images_shrink_the_schedule():
+    """`train(..., images=N)` too: the warm-up alone would be longer than this training."""
+    recipe = replace(RECIPES["detectron2_r50_1x"].training, batch_size=2, min_sizes=(), samples=0)
+    done = train(tiny_model(), shapes("train", images=4, size=64), images=6, config=recipe, quiet=True)
+    assert done.history["lr"] == pytest.approx([0.00125, 0.00125, 0.000125])

@@ -284,8 +284,8 @@ class Training:
 def survive(folder: Path, kills: int, size: int, seed: int) -> None:
     """Kill trainings at random moments, one after the other; whatever is killed goes on, and ends as undisturbed.
 
-    A third of the kills come while it starts, or at any moment of the training; the others at a random place within a
-    checkpoint.
+    A part of the kills come while it starts, or at any moment of the training, to any of its processes; the others at
+    a random place within a checkpoint, to the process that writes it.
     """
     rng, data = np.random.default_rng(seed), tiny.coco_folder(folder / "data")
     first = Training(folder / "whole", data, size)
@@ -296,7 +296,7 @@ def survive(folder: Path, kills: int, size: int, seed: int) -> None:
     killed = within = finished = 0
     while killed < kills or finished == 0:
         out = folder / f"parts{finished}"
-        in_checkpoint = rng.random() < 2 / 3 and killed < kills
+        in_checkpoint, victim = rng.random() < 0.4 and killed < kills, 0
         nth, when = (rng.integers(1, 6), rng.choice(MOMENTS)) if in_checkpoint else (0, "0")
         training = Training(out, data, size, nth, when)
         if killed < kills and not in_checkpoint:
@@ -304,7 +304,8 @@ def survive(folder: Path, kills: int, size: int, seed: int) -> None:
                 rows = len(read_metrics(training.table))
                 training.wait_for(lambda table=training.table, rows=rows: len(read_metrics(table)) > rows)
             time.sleep(rng.uniform(0, seconds))
-            training.kill(rng.integers(size))
+            victim = rng.integers(size)
+            training.kill(victim)
             status, said = training.end(10)
         else:
             status, said = training.end(ENOUGH)
@@ -316,7 +317,8 @@ def survive(folder: Path, kills: int, size: int, seed: int) -> None:
         assert size == 1 or "signal 9" in said, said
         killed += 1
         within += in_checkpoint
-        print(f"kill {killed}: {f'checkpoint {nth}, {when}' if in_checkpoint else 'at any time'}", flush=True)
+        moment = f"in checkpoint {nth}, {when}" if in_checkpoint else f"after {len(read_metrics(training.table))} steps"
+        print(f"kill {killed}, of process {victim}, {moment}", flush=True)
         if (out / LAST).exists():
             read_checkpoint(out / LAST)
     print(f"{killed} kills, {within} of them within a checkpoint; {finished} trainings ended as the undisturbed one")

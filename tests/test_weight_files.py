@@ -74,14 +74,15 @@ def test_the_samples_of_torch_and_of_the_zoo_are_the_same_weights():
     assert_same(states[2], states[0])
 
 
-def test_reading_imports_neither_torch_nor_pickle():
+def test_reading_needs_neither_torch_nor_pickle():
     program = (
-        "import sys; from minidet.weights import read_arrays; before = set(sys.modules)\n"
+        "import pickle, sys; from minidet.weights import read_arrays\n"
+        "pickle.load = pickle.loads = pickle.Unpickler = None\n"
         f"for end in ('zip.pth', 'legacy.pth', 'd2style.pkl'): read_arrays(r'{SAMPLES}/sample_tiny_' + end)\n"
-        "print('torch' in sys.modules, sorted(set(sys.modules) - before))"
+        "print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.split()[0] == "False" and "pickle'" not in done.stdout.replace("pickletools'", "")
+    assert done.stdout == "False\n"
 
 
 @pytest.mark.parametrize("protocol", range(6))
@@ -188,7 +189,7 @@ def test_types_that_torch_does_not_have(tmp_path):
 
 TWICE = b"]q\x00" + b"".join(b"]h%cah%caq%c" % (i, i, i + 1) for i in range(60))
 """A list of two lists of two lists ...: 61 lists in memory, 2 to the 60th when written out."""
-DEEP = b")" + b"\x85" * 50_000
+DEEP = b")" + b"\x85" * 20_000
 SYSTEM = text("touch CANARY")
 NOTHING_RUN = "; nothing was run. Weights are plain tensors"
 HOSTILE = {

@@ -16,6 +16,7 @@ from minidet.models import RESNET18, RetinaNet, RetinaNetConfig, presets
 from minidet.nn import Norm
 from minidet.training.checkpoint import Checkpoint, write_checkpoint
 from minidet.weights import WeightsError, from_detectron2, from_torchvision, load_initial, to_torchvision
+from minidet.weights.folding import adapt_pixels
 
 KEYS = Path(__file__).parent / "reference" / "vectors"
 THIN = {"stem": 4, "widths": (2, 2, 4, 4)}
@@ -223,6 +224,20 @@ def test_integers_are_no_weights(tmp_path):
     assert "has type int64" in load_initial(model, tmp_path / "state.npz").skipped["pyramid.lateral.0.bias"]
 
 
+def test_first_filters_follow_the_pixels():
+    """BGR bytes of a model zoo's, RGB in 0..1 of torchvision's: other filters, the same sums."""
+    image = np.random.default_rng(0).integers(0, 256, (9, 9, 3), np.uint8)
+    rules = [replace(preset(["cat"]).preprocess, min_size=0) for preset in (presets.detectron2, presets.torchvision_v1)]
+    filters = np.random.default_rng(1).normal(size=(2, 9, 9, 3)).astype(np.float32)
+    for theirs, ours in (rules, rules[::-1]):
+        adapted = adapt_pixels(filters, theirs, ours)
+        want, found = (np.sum(f * rule.prepare(image), (1, 2, 3)) for f, rule in ((filters, theirs), (adapted, ours)))
+        np.testing.assert_allclose(found, want, rtol=1e-4)
+        assert adapt_pixels(filters, theirs, theirs) is filters
+    with pytest.raises(ValueError, match=r"pixels that become zero are \[123\.675 .* there and \[127\.5 127\.5"):
+        adapt_pixels(filters, rules[0], replace(rules[1], mean=(0.5, 0.5, 0.5)))
+
+
 CONV = np.zeros((3, 3, 7, 7), np.float32)
 
 
@@ -266,10 +281,6 @@ REFUSED = {
     "nan.npz": (
         archive(**{"conv1.weight": np.full((4, 3, 7, 7), np.nan, np.float32)}),
         r"nan\.npz: backbone\.stem\.conv\.weight holds numbers that are not finite",
-    ),
-    "bgr.npz": (
-        archive(**{"backbone.bottom_up.stem.conv1.weight": CONV}),
-        "detectron2 RetinaNet, whose first filters expect BGR, but this preset feeds RGB",
     ),
 }
 """Files that cannot be used, and what is said about each."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 import zipfile
 import zlib
@@ -51,9 +52,10 @@ def indexed(path: Path, overhang: float) -> Annotations:
                     return found
         except UNREADABLE:
             continue
+    content = _content(path)  # before it is read: what changes meanwhile will not match
     found = read_annotations(path, overhang)
-    head = {**same, "changed": stat.st_mtime_ns, "content": _content(path), "written": time_ns()}
-    _write(places, found, head)
+    head = {**same, "changed": stat.st_mtime_ns, "content": content, "written": time_ns()}
+    _write(places, found, head, path)
     return found
 
 
@@ -75,8 +77,8 @@ def _restored(head: dict, file) -> Annotations:
     return Annotations(categories, names, **{column: file[column] for column in COLUMNS})
 
 
-def _write(places: tuple[Path, ...], found: Annotations, head: dict) -> None:
-    """Into the first place that takes it, whole or not at all; no index is no mistake, only slow."""
+def _write(places: tuple[Path, ...], found: Annotations, head: dict, like: Path) -> None:
+    """Into the first place that takes it, whole or not at all, for all who may read the file that it is `like`."""
     names = "\0".join(found.names).encode("utf-8", "surrogatepass")
     text = json.dumps({**head, "categories": list(found.categories.items())}).encode()
     arrays = {column: getattr(found, column) for column in COLUMNS}
@@ -87,8 +89,9 @@ def _write(places: tuple[Path, ...], found: Annotations, head: dict) -> None:
             with tempfile.NamedTemporaryFile(dir=place.parent, suffix=".tmp", delete=False) as file:
                 unfinished = Path(file.name)
                 np.savez(file, head=np.frombuffer(text, np.uint8), names=np.frombuffer(names, np.uint8), **arrays)
+            shutil.copymode(like, unfinished)
             os.replace(unfinished, place)
             return
-        except OSError:
+        except OSError:  # no index is no mistake, only slow
             if unfinished:
                 unfinished.unlink(missing_ok=True)

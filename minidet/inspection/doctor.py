@@ -23,7 +23,7 @@ from minidet.inspection.trial import HEART_SHARE, Trial, check_trial, duration, 
 from minidet.models import RetinaNet, RetinaNetConfig, presets
 from minidet.plots.diagnosis import diagnosis_page
 from minidet.training import TrainConfig, read_checkpoint
-from minidet.training.checkpoint import is_checkpoint
+from minidet.training.checkpoint import find_checkpoint, is_checkpoint
 from minidet.weights import load_initial
 
 
@@ -216,7 +216,8 @@ def _covered(raw: Raw, config: RetinaNetConfig, model: RetinaNet) -> tuple[Cover
 def _tried(model, data, split, validate, recipe, init, program, quick) -> tuple[Trial | None, list[Finding]]:
     """The trial and what it means; or why training could not even begin."""
     try:
-        loaded = load_initial(model, init).loaded if init is not None else ()
+        weights = find_checkpoint(init) if init is not None and Path(init).is_dir() else init
+        loaded = load_initial(model, weights).loaded if weights is not None else ()
         if isinstance(data, str | Path):
             sources = dict(_sources(data, split, validate))
             train, *others = (coco(data if Path(data).is_file() else Path(data), name) for name in sources)
@@ -224,7 +225,7 @@ def _tried(model, data, split, validate, recipe, init, program, quick) -> tuple[
         else:
             train, validation = data, None if isinstance(validate, str) else validate
         trial = run_trial(model, train, validation, recipe, program=program, quick=quick)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         return None, [finding("refused", error=error)]
     if any(name.startswith("head.class_subnet.final") for name in loaded):
         trial = Trial(**(asdict(trial) | {"expected_loss": None}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import resource
 import sys
@@ -14,6 +15,14 @@ CONTAINER = Path("/sys/fs/cgroup/memory.max")
 def resident() -> int:
     """What the process has now."""
     return _line(STATUS, "VmRSS") or _highest()
+
+
+def settle() -> int:
+    """What the process has once memory that was freed is given back, where the C library can do that."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
+    return resident()
 
 
 def peak() -> int:

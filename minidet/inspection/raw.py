@@ -110,7 +110,7 @@ class Raw:
         image = self.image_row[row]
         owner = self.image(image) if image >= 0 else f"image id {self.image_id[row]}"
         box = ", ".join(f"{value:g}" for value in self.bbox[row])
-        return f"{self.path}: annotation id {self.ids[row]} ({owner}): bbox [{box}]"
+        return f"{self.path}: annotation id {self.ids[row]} of {owner}: bbox [{box}]"
 
 
 def rows_of(values: np.ndarray, keys: np.ndarray) -> np.ndarray:

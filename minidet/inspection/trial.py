@@ -18,7 +18,7 @@ from minidet.detection.criterion import MOVING_START
 from minidet.inspection.advice import finding
 from minidet.inspection.findings import MUST_FIX, WARNING, Finding
 from minidet.inspection.layers import measure_layers
-from minidet.inspection.process import available, peak, reset_peak, resident
+from minidet.inspection.process import available, peak, reset_peak, settle
 from minidet.models import RetinaNet
 from minidet.optim import Optimizer, clip_grad_norm
 from minidet.training.config import TrainConfig
@@ -32,6 +32,7 @@ SEEN = 6  # batches that are loaded to know their sizes
 TIMED = 3  # steps of each count of images
 BUDGET = 60.0  # seconds that each experiment may take; with `quick` a quarter
 ROOMY = 0.5  # part of the available memory that the trial may use
+CODE = 110 * 2**20  # bytes that loading all compiled kernels takes; compiling them takes more, but only once
 PHASES = ("match", "forward", "backward", "update")
 
 
@@ -133,25 +134,22 @@ def run_trial(
     `program` counts the bytes that the process had before it knew of data or model.
     """
     saved = {name: array.copy() for name, array in model.state_dict().items()}
-    weights, idle = sum(array.nbytes for array in saved.values()), resident()
+    weights, idle = sum(array.nbytes for array in saved.values()), settle()
     budget = BUDGET / 4 if quick else BUDGET
     batch, pixels, waiting = _survey(model, dataset, recipe)
     part = -(-recipe.batch_size // recipe.accumulate)
     optimizer = recipe.optimizer(model)
-    # What the rule remembers, the gradient, and the weights' average.
-    state = sum(array.nbytes for array in optimizer.state_dict().values())
-    state += sum(parameter.data.nbytes for parameter in optimizer.parameters.values())
-    state += weights if recipe.ema else 0
+    state = sum(array.nbytes for arrays in optimizer.state.values() for array in arrays)
 
     model.train()
     with np.errstate(all="ignore"):
         first, expected = _first_loss(model, batch)
-        reset_peak()
-        one, one_peak = _timed(model, batch, 1, optimizer, budget), peak()
-        room = ROOMY * available() / max(1, one_peak - idle - state)
+        _timed(model, batch, 1, optimizer, 0.0)  # compiles what was not yet
+        ready = settle()
+        one, one_peak = _timed(model, batch, 1, optimizer, budget)
+        room = ROOMY * available() / max(1, one_peak - ready)
         tried = max(1, min(part, int(budget / (TIMED * one.sum())), int(room)))
-        reset_peak()
-        many, many_peak = _timed(model, batch, tried, optimizer, budget), peak()
+        many, many_peak = _timed(model, batch, tried, optimizer, budget)
         heart = _by_heart(model, dataset, recipe, budget)
     model.load_state_dict(saved)
     validation = recipe.validations * len(validate) * _validation(model, validate, part, budget) if validate else 0.0
@@ -161,16 +159,18 @@ def run_trial(
     phases = many + more * np.maximum(many - one, 0) if tried > 1 else part * one
     phases[:3] *= recipe.accumulate * float(np.mean(pixels)) / (batch.images.shape[1] * batch.images.shape[2])
     phases[3] = many[3]
-    highest = many_peak + (more * max(0, many_peak - one_peak) if tried > 1 else (part - 1) * (one_peak - idle - state))
+    activations = many_peak - ready + batch.images.nbytes
+    activations += more * max(0, many_peak - one_peak) if tried > 1 else (part - 1) * (one_peak - ready)
     loading = float(np.median(waiting))
     seconds = {"data": loading if recipe.workers == 0 else max(0.0, loading - phases.sum())}
-    memory = {"program": program, "data": max(0, idle - weights - program), "weights": weights, "optimizer": state}
+    code = min(CODE, max(0, ready - idle - state - batch.images.nbytes))
+    memory = {"program": program + code, "data": max(0, idle - 2 * weights - program), "weights": weights}
+    memory |= {"optimizer": state + (weights if recipe.ema else 0), "activations": activations}
     counted = sum(layer.memory for layer in measure_layers(model, (256, 256))) / 256**2
     return Trial(
         first, expected, heart, tried, part, -(-recipe.images // recipe.batch_size),
         seconds | dict(zip(PHASES, phases.tolist(), strict=True)), validation,
-        memory | {"activations": max(0.0, highest - sum(memory.values()))},
-        counted * batch.images[:part, ..., 0].size, available(),
+        memory, counted * batch.images[:part, ..., 0].size, available(),
     )  # fmt: skip
 
 
@@ -232,8 +232,9 @@ def _first_loss(model: RetinaNet, batch: Batch) -> tuple[float, float | None]:
     return found, expected_first_loss(config.loss, config.head.prior, targets.labels, weights, len(config.classes))
 
 
-def _timed(model: RetinaNet, batch: Batch, count: int, optimizer: Optimizer, budget: float) -> np.ndarray:
-    """Seconds of each of PHASES in the median of some steps of `count` images that change nothing."""
+def _timed(model: RetinaNet, batch: Batch, count: int, optimizer: Optimizer, budget: float) -> tuple[np.ndarray, int]:
+    """Seconds of each of PHASES in the median of some steps of `count` images that change nothing, and peak bytes."""
+    reset_peak()
     part, steps, began = _first(batch, count), [], perf_counter()
     while len(steps) <= TIMED and (len(steps) < 2 or perf_counter() - began < budget):
         clock = perf_counter()
@@ -243,8 +244,8 @@ def _timed(model: RetinaNet, batch: Batch, count: int, optimizer: Optimizer, bud
         optimizer.clear_gradients()
         phases = [measured.match_seconds, measured.forward_seconds, measured.backward_seconds]
         steps.append([*phases, perf_counter() - clock - sum(phases)])
-    steps = np.array(steps[1:])  # the first compiled kernels, and touched its memory for the first time
-    return steps[np.argsort(steps.sum(axis=1))[(len(steps) - 1) // 2]]
+    steps = np.array(steps[1:])  # the first touched its memory for the first time
+    return steps[np.argsort(steps.sum(axis=1))[(len(steps) - 1) // 2]], peak()
 
 
 def _by_heart(model: RetinaNet, dataset: Dataset, recipe: TrainConfig, budget: float) -> tuple[float, ...]:

@@ -91,8 +91,7 @@ class Mpi:
                 f"mpiexec started {expected} processes, but mpi4py sees {self.size}: it uses another MPI library "
                 f"({MPI.Get_library_version().splitlines()[0]}).  Start with the mpiexec of that library"
             )
-        show, sys.excepthook = sys.excepthook, self._uncaught
-        self._show = show
+        self._show, sys.excepthook = sys.excepthook, self._uncaught
 
     def all_sum(self, values: Array) -> None:
         """Replace `values` by their sum over all processes, bitwise the same in each."""

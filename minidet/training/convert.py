@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from minidet.models import RetinaNet, RetinaNetConfig
 from minidet.models.presets import PRESETS, torchvision_v1, torchvision_v2
 from minidet.nn import BatchNorm2d, Norm
-from minidet.training.checkpoint import Checkpoint, write_checkpoint
+from minidet.training.checkpoint import Checkpoint, find_checkpoint, is_checkpoint, write_checkpoint
 from minidet.training.load import load_model
 from minidet.training.settings import assign, differences, from_json, to_json
 from minidet.weights import (
@@ -27,7 +27,7 @@ from minidet.weights import (
     load_initial,
     to_torchvision,
 )
-from minidet.weights.recognition import COUNT, STAND_IN
+from minidet.weights.recognition import COUNT, OURS, STAND_IN
 from minidet.weights.torch_file import write_torch
 
 SUFFIXES = (".pth", ".pt", ".safetensors", ".npz")
@@ -80,9 +80,7 @@ def convert(
     config = from_json(RetinaNetConfig, tree["model"], "model")
     model = RetinaNet(config, xp=np)
     if preset and found.layout.translate is from_torchvision:  # what `export` wrote can have any conventions
-        body = config.backbone
-        layout = replace(found.layout, bgr=config.preprocess.bgr, stride_in_1x1=body.stride_in_1x1)
-        found = replace(found, layout=layout)
+        found = replace(found, layout=replace(OURS, name=found.layout.name))
     done = load_initial(model, replace(found, classes=None))
     missing = [name for name in done.untouched if found.detector or name.startswith("backbone.")]
     beyond = tuple(f"backbone.stages.{i}." for i in range(len(config.backbone.blocks), 4))
@@ -131,9 +129,11 @@ def export(run: str | Path, out: str | Path) -> Conversion:
 
     Raises:
         CheckpointError: if there is no model at `run`.
-        ValueError: if `out` has another suffix, or is the checkpoint itself.
+        ValueError: if `out` has another suffix, or is a checkpoint.
     """
-    out = _place(out, run, SUFFIXES)
+    out = _place(out, find_checkpoint(run), SUFFIXES)
+    if out.is_file() and is_checkpoint(out):  # the run's other one, perhaps
+        raise ValueError(f"{out}: would overwrite a checkpoint of a training: choose another name")
     model = load_model(run, xp=np)
     state = to_torchvision(model.state_dict())
     for name, module in model.named_modules():

@@ -66,9 +66,9 @@ def train(
 ) -> Training:
     """Train `model` on `dataset`, in place.
 
-    `images` overrides `config.images`.  The folder `out` receives metrics.csv (a row per step),
-    last.safetensors and best.safetensors (training/checkpoint.py), and at the end metrics.json, curves.png
-    and samples.png.  With `resume` the training in `out` continues as if it had never stopped.
+    `images` overrides `config.images`, and stretches its schedule.  The folder `out` receives metrics.csv (a row
+    per step), last.safetensors and best.safetensors (training/checkpoint.py), and at the end metrics.json,
+    curves.png and samples.png.  With `resume` the training in `out` continues as if it had never stopped.
 
     Ctrl-C finishes the step, saves, and raises KeyboardInterrupt.
 
@@ -82,7 +82,7 @@ def train(
     """
     config = config or TrainConfig()
     if images is not None:
-        config = replace(config, images=images)
+        config = config.stretched(images)
     if tuple(dataset.classes) != tuple(model.config.classes):
         raise ValueError(f"train: the model knows {model.config.classes}, the data set has {dataset.classes}")
     out = None if out is None else Path(out)

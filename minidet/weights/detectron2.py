@@ -1,11 +1,13 @@
-"""detectron2's names: RetinaNet on a ResNet with frozen batch norm, as in its model zoo."""
+"""detectron2's names: RetinaNet on a ResNet with frozen batch norm, as in its model zoo, and Caffe2's ResNets."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from minidet.weights.folding import EPS
 from minidet.weights.layout import BLOCKS, DEPTH, LEVELS, STAGES, TO_OHWI, translate
 
 DERIVED = ("pixel_mean", "pixel_std", "anchor_generator.")
@@ -27,10 +29,35 @@ def from_detectron2(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return translate(kept, OURS, TO_OHWI)
 
 
+def from_caffe2(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A ResNet in Caffe2's names, which the paper and detectron2 start from, under our names, filters OHWI.
+
+    A norm that has become a factor and an offset gets the variance that leaves both as they are.  Left behind:
+    the classifier, and a bias of the first filters, which detectron2 does not read either.
+    """
+    renamed = {}
+    for name, array in state.items():
+        if found := CAFFE2.fullmatch(name):
+            stage, block, branch, norm, leaf = found.groups()
+            path = f"backbone.bottom_up.{stage}.{block}.{CAFFE2_PARTS[branch]}" if stage else STEM
+            renamed[f"{path}{'.norm' if norm else ''}.{CAFFE2_LEAVES[leaf]}"] = array
+            if leaf == "s" and name.removesuffix("s") + "riv" not in state:
+                renamed[f"{path}.norm.running_var"] = np.full_like(array, 1 - EPS)
+        elif not name.startswith(("fc1000_", "pred_", "conv1_b")):
+            renamed[name] = array
+    return from_detectron2(renamed)
+
+
+STEM = "backbone.bottom_up.stem.conv1"
+CAFFE2 = re.compile(r"(?:(?:res_)?conv1|(res\d)_(\d+)_branch(1|2[abc]))(?:_(bn))?_((?<=bn_)(?:s|b|rm|riv)|w)")
+CAFFE2_PARTS = {"1": "shortcut", "2a": "conv1", "2b": "conv2", "2c": "conv3"}
+CAFFE2_LEAVES = {"w": "weight", "s": "weight", "b": "bias", "rm": "running_mean", "riv": "running_var"}
+
+
 def _paths() -> Iterator[tuple[str, str]]:
     """Every module of ours, and what detectron2 calls it."""
-    yield "backbone.stem.conv", "backbone.bottom_up.stem.conv1"
-    yield "backbone.stem.norm", "backbone.bottom_up.stem.conv1.norm"
+    yield "backbone.stem.conv", STEM
+    yield "backbone.stem.norm", f"{STEM}.norm"
     for stage in range(STAGES):
         for block in range(BLOCKS):
             ours, theirs = f"backbone.stages.{stage}.blocks.{block}", f"backbone.bottom_up.res{stage + 2}.{block}"

@@ -1,4 +1,4 @@
-"""A fixed batch norm is one factor and one offset per filter: into the convolution before it, and out again."""
+"""What is linear before or after a convolution goes into its filters: a fixed batch norm, the scale of pixels."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from minidet.images import Preprocess
 from minidet.nn import FrozenBatchNorm2d, Module
 
 EPS = 1e-5  # of every batch norm that torchvision trains on ImageNet
@@ -25,6 +26,23 @@ def adapt_norms(state: Mapping[str, np.ndarray], model: Module) -> dict[str, np.
         elif f"{path}.conv.bias" in state and f"{path}.norm" in frozen:
             _unfold(state, path, frozen[f"{path}.norm"].eps)
     return state
+
+
+def adapt_pixels(filters: np.ndarray, theirs: Preprocess, ours: Preprocess) -> np.ndarray:
+    """First filters (F, k, k, 3) for pixels prepared in another way: order and scale of channels, not their mean.
+
+    Raises:
+        ValueError: if another pixel value becomes zero, which no filter can make up for at the borders.
+    """
+    order = [slice(None, None, -1 if rule.bgr else 1) for rule in (theirs, ours)]  # to RGB
+    gains = [np.divide(r.scale, r.std)[o] for r, o in zip((theirs, ours), order, strict=True)]
+    zeros = [np.divide(r.mean, r.scale)[o] for r, o in zip((theirs, ours), order, strict=True)]
+    if not np.allclose(*zeros, atol=1e-3):
+        raise ValueError(f"pixels that become zero are {zeros[0]} there and {zeros[1]} here")
+    if theirs.bgr == ours.bgr and np.array_equal(*gains):
+        return filters
+    rgb = filters[..., order[0]] * (gains[0] / gains[1])
+    return np.ascontiguousarray(rgb[..., order[1]], dtype=filters.dtype)
 
 
 def _fold(state: dict[str, np.ndarray], path: str) -> None:

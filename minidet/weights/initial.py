@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from minidet.models import ResNet, RetinaNet
+from minidet.models import ResNet, RetinaNet, presets
 from minidet.weights.files import State
-from minidet.weights.folding import adapt_norms
-from minidet.weights.recognition import CLASS_OUTPUT, COUNT, Found, find_weights
+from minidet.weights.folding import adapt_norms, adapt_pixels
+from minidet.weights.recognition import CLASS_OUTPUT, COUNT, STAND_IN, Found, find_weights
 from minidet.weights.tensors import WeightsError
 
 SHOWN = 20
@@ -57,19 +57,19 @@ def load_initial(model: RetinaNet, source: str | Path | Found, *, copy_classes: 
     """Fill `model` with whatever of the file fits it by name and shape; the rest keeps its values.
 
     Takes every file that `find_weights` recognises.  Batch norms are folded into the convolutions or out of
-    them as the model needs it.  The class output is taken over only if the classes are the same.  Otherwise
-    each class starts at the model's prior probability, or, with `copy_classes`, from the class of that name.
+    them as the model needs it, first filters turned to its order and scale of channels.  The class output is
+    taken over only if the classes are the same.  Otherwise each class starts at the model's prior probability,
+    or, with `copy_classes`, from the class of that name.
 
     Source: the prior, pi, is of RetinaNet, arXiv:1708.02002, section 4.1 "Initialization".
     Raises:
         WeightsError: if the file cannot be read, holds numbers that are not finite, has names of no known
-            system, expects another order of channels or place of the stride, or if nothing in it fits.
+            system, expects other pixels or another place of the stride, or if nothing in it fits.
         ValueError: if classes are to be copied from a network with other channels or anchors.
     """
     found = source if isinstance(source, Found) else find_weights(source)
     path, layout = found.path, found.layout.name
-    _check_conventions(found, model)
-    state = adapt_norms(found.state, model)
+    state = adapt_norms(_in_our_conventions(found, model), model)
     shapes = {name: array.shape for name, array in model.state_dict().items()}
     fitting, skipped = {}, {}
     for name, array in state.items():
@@ -102,23 +102,29 @@ def load_initial(model: RetinaNet, source: str | Path | Found, *, copy_classes: 
     return Initialization(path, layout, loaded, skipped, untouched, copied)
 
 
-def _check_conventions(found: Found, model: RetinaNet) -> None:
-    """What no shape tells apart, and would be wrong without a word."""
+def _in_our_conventions(found: Found, model: RetinaNet) -> State:
+    """The arrays, for what no shape tells apart and would be wrong without a word: the stride, and the pixels."""
     layout, config = found.layout, model.config
     if not found.foreign:
-        return
-    if layout.bgr != config.preprocess.bgr:
-        theirs, ours = ("BGR", "RGB") if layout.bgr else ("RGB", "BGR")
-        raise WeightsError(
-            f"{found.path}: {layout.name}, whose first filters expect {theirs}, but this preset feeds {ours}"
-        )
+        return found.state
+    in_1x1 = layout.stride_in_1x1 and config.backbone.groups == 1
     bottlenecks = isinstance(model.backbone, ResNet) and config.backbone.bottleneck
-    if bottlenecks and config.backbone.stride_in_1x1 != layout.stride_in_1x1:
-        theirs, ours = ("1x1", "3x3") if layout.stride_in_1x1 else ("3x3", "1x1")
+    if bottlenecks and config.backbone.stride_in_1x1 != in_1x1:
+        theirs, ours = ("1x1", "3x3") if in_1x1 else ("3x3", "1x1")
         raise WeightsError(
             f"{found.path}: {layout.name}, whose bottlenecks have their stride in the {theirs} convolution, this "
-            f"preset in the {ours}: set backbone.stride_in_1x1 to {str(layout.stride_in_1x1).lower()}"
+            f"preset in the {ours}: set backbone.stride_in_1x1 to {str(in_1x1).lower()}"
         )
+    first, state = "backbone.stem.conv.weight", dict(found.state)
+    if first in state:
+        theirs = presets.with_backbone(layout.preset(STAND_IN), config.backbone).preprocess
+        try:
+            state[first] = adapt_pixels(state[first], theirs, config.preprocess)
+        except ValueError as error:
+            raise WeightsError(
+                f"{found.path}: {layout.name} expects other pixels: {error}; set model.preprocess as it was there"
+            ) from error
+    return state
 
 
 def _class_output(model: RetinaNet, state: State, theirs: Sequence[str]) -> tuple[State, tuple[str, ...]]:

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from minidet.models import RetinaNetConfig, presets
 from minidet.nn import Norm
 from minidet.weights.coco_names import BY_NUMBER
-from minidet.weights.detectron2 import from_detectron2
+from minidet.weights.detectron2 import from_caffe2, from_detectron2
 from minidet.weights.files import State, read_arrays
 from minidet.weights.tensors import WeightsError
 from minidet.weights.torchvision import from_torchvision
@@ -31,14 +31,14 @@ class Layout:
     Attributes:
         name: of the system.
         markers: names that begin so are found in its files, and in none of the systems listed later.
-        bgr: the channel order that the first filters expect.
-        stride_in_1x1: which convolution of a bottleneck halves the map; no file says, and both have one shape.
+        preset: the network it is of, in its smallest published form, with the pixels that the first filters expect.
+        stride_in_1x1: which convolution of a bottleneck halves the map, as no shape tells; in ResNeXt the 3x3.
         translate: gives our names and the order of our axes.
     """
 
     name: str
     markers: tuple[str, ...]
-    bgr: bool
+    preset: Callable[[Sequence[str]], RetinaNetConfig]
     stride_in_1x1: bool
     translate: Callable[[Mapping[str, np.ndarray]], State]
 
@@ -47,15 +47,18 @@ LAYOUTS = (
     Layout(
         "detectron2 RetinaNet",
         ("backbone.bottom_up.", "backbone.fpn_", "head.cls_subnet."),
-        True,
+        presets.detectron2,
         True,
         from_detectron2,
     ),
-    Layout("torchvision RetinaNet", ("backbone.body.", "backbone.fpn."), False, False, from_torchvision),
-    Layout("torchvision ResNet", ("conv1.weight", "layer1."), False, False, from_torchvision),
+    Layout(
+        "torchvision RetinaNet", ("backbone.body.", "backbone.fpn."), presets.torchvision_v1, False, from_torchvision
+    ),
+    Layout("torchvision ResNet", ("conv1.weight", "layer1."), presets.torchvision_v1, False, from_torchvision),
+    Layout("Caffe2 ResNet", ("res2_0_branch",), presets.detectron2, True, from_caffe2),
 )
-_OURS = Layout("minidet", (), False, False, dict)
-_CHECKPOINT = replace(_OURS, name="minidet checkpoint")
+OURS = Layout("minidet", (), presets.small, False, dict)
+_CHECKPOINT = replace(OURS, name="minidet checkpoint")
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,7 @@ def find_weights(path: str | Path) -> Found:
             header = json.loads((file.metadata() or {}).get("header", "{}"))
         return Found(path, _CHECKPOINT, state, tuple(header["classes"]) if "classes" in header else None)
     if any(name.startswith("head.class_subnet.") or name.startswith("backbone.stem.") for name in given):
-        return Found(path, _OURS, given, None)
+        return Found(path, OURS, given, None)
     known = ", ".join(layout.name for layout in LAYOUTS)
     first = ", ".join(list(given)[:3]) or "none"
     raise WeightsError(f"{path}: names of no known system (first: {first}); known are {known} and minidet's own")
@@ -125,9 +128,7 @@ def config_for(found: Found, classes: Sequence[str] | None = None) -> RetinaNetC
     if not found.foreign:
         raise WeightsError(f"{found.path}: minidet's own names, which say nothing of anchors: choose a preset")
     try:
-        if not found.detector:
-            return _of_backbone(found.state, tuple(classes or STAND_IN))
-        return _of_detector(found, classes)
+        return _of_detector(found, classes) if found.detector else _of_backbone(found, tuple(classes or STAND_IN))
     except (LookupError, ZeroDivisionError, ValueError) as error:
         why = f"there is no {error}" if isinstance(error, LookupError) else str(error)
         raise WeightsError(
@@ -135,12 +136,15 @@ def config_for(found: Found, classes: Sequence[str] | None = None) -> RetinaNetC
         ) from error
 
 
-def _of_backbone(state: State, classes: tuple[str, ...]) -> RetinaNetConfig:
-    body = _measured(presets.torchvision_v1(classes).backbone, state)
+def _of_backbone(found: Found, classes: tuple[str, ...]) -> RetinaNetConfig:
+    base = found.layout.preset(classes)
+    body = _measured(base.backbone, found.state)
+    if base.preprocess.bgr:
+        return presets.with_backbone(base, body)
     if not body.bottleneck and body.blocks[:3] == (2, 2, 2):
         return presets.resnet18(classes)  # which ends at stride 16
     norm = replace(body.norm, eps=1e-5)  # with which torchvision and timm train on ImageNet
-    return replace(presets.torchvision_v1(classes), backbone=replace(body, norm=norm))
+    return replace(base, backbone=replace(body, norm=norm))
 
 
 def _of_detector(found: Found, classes: Sequence[str] | None) -> RetinaNetConfig:
@@ -150,22 +154,19 @@ def _of_detector(found: Found, classes: Sequence[str] | None) -> RetinaNetConfig
     if len(names) != number:
         raise ValueError(f"it has {number} classes, but {len(names)} names were given")
     group = "head.class_subnet.tower.0.norm.weight" in state
-    if found.layout.bgr:
-        base = presets.detectron2(names)
-    else:
-        base = (presets.torchvision_v2 if group else presets.torchvision_v1)(names)
+    base = (presets.torchvision_v2 if group else found.layout.preset)(names)
     if anchors != base.anchors.per_cell:
         raise ValueError(f"it has {anchors} anchors a cell, not {base.anchors.per_cell}")
     channels = state["pyramid.output.0.weight"].shape[0]
     depth = _count(state, "head.class_subnet.tower.{}.conv.weight")
     levels = _count(state, "pyramid.lateral.{}.weight") + _count(state, "pyramid.extra.{}.weight")
     body = _measured(base.backbone, state)
+    base = presets.with_backbone(base, body) if base.preprocess.bgr else replace(base, backbone=body)
     if found.trains and body.norm.name == "frozen":
-        body = replace(body, norm=Norm("batch"))
+        base = replace(base, backbone=replace(base.backbone, norm=Norm("batch")))
     from_backbone = state["pyramid.extra.0.weight"].shape[3] == state["pyramid.lateral.2.weight"].shape[3]
     return replace(
         base,
-        backbone=body,
         pyramid=replace(base.pyramid, channels=channels, levels=levels, extra_from_backbone=from_backbone),
         head=replace(base.head, depth=depth),
     )

@@ -120,7 +120,11 @@ class Blank:
             for n in range(self.images)
         ]
         categories = [{"id": k + 1, "name": name} for k, name in enumerate(self.classes)]
-        return {"images": [{"id": n + 1} for n in range(self.images)], "annotations": rows, "categories": categories}
+        return {
+            "images": [{"id": n + 1} for n in range(self.images)],
+            "annotations": rows,
+            "categories": categories,
+        }
 
 
 def streaming(images: int) -> list[float]:
@@ -156,9 +160,7 @@ def main() -> None:
             flush=True,
         )
     apart = max(abs(a - b) for a, b in zip(*found, strict=True))
-    print(
-        f"AP {found[0][0]:.6f} and {found[1][0]:.6f}; largest difference in {len(NUMBERS)} numbers: {apart:.0e}"
-    )
+    print(f"AP {found[0][0]:.6f} and {found[1][0]:.6f}; largest difference in {len(NUMBERS)} numbers: {apart:.0e}")
     with context.Pool(1) as pool:
         *sizes, peak = pool.apply(streaming, (images,))
     print(f"evaluate, MB after each fifth of the images: {', '.join(f'{size:.0f}' for size in sizes)}; peak {peak:.0f}")

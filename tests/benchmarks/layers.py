@@ -37,7 +37,7 @@ def measure_layers(images: int, rounds: int, folder: Path) -> list[dict]:
                 if worker is not other:
                     worker.ask("results", file=str(folder / f"{n}.npz"))
                 worker.warm_up()
-            error = max(difference(folder / "0.npz", folder / f"{n}.npz") for n in (1, 2))
+            error = max(difference(folder / "0.npz", folder / f"{n}.npz", step=False) for n in (1, 2))
             take_turns(everyone, rounds, f"{layer.name} {direction}")
             mine, theirs, slow = milliseconds(ours), min(map(milliseconds, torch)), milliseconds(other)
             work = layer.flops * images * (1 if direction == "forward" else 3 if layer.channels > 3 else 2)

@@ -33,9 +33,14 @@ def row_of(name: str, ours: float, torch: float, error: float, ours_mib=None, to
     }
 
 
-def difference(ours: Path, torch: Path) -> float:
-    """The largest error of any array, relative to the array's largest value: outputs, or losses and gradients."""
+def difference(ours: Path, torch: Path, *, step: bool) -> float:
+    """The largest relative difference of any array: of the largest values, or in a step of the Euclidean norms.
+
+    A rectifier's slope jumps at 0.  A unit that rounding pushes across changes single elements of gradients by
+    thousandths, in torch against its own float64 just as here, and says nothing about whoever computed them.
+    """
     a, b = np.load(ours), np.load(torch)
     if set(a) != set(b):
         raise RuntimeError(f"the sides disagree about what there is: {sorted(set(a) ^ set(b))}")
-    return max(float(np.abs(a[name] - b[name]).max() / np.abs(b[name]).max()) for name in a)
+    size = np.linalg.norm if step else np.max
+    return max(float(size(np.abs(a[name] - b[name]).ravel()) / size(np.abs(b[name]).ravel())) for name in a)

@@ -4,12 +4,14 @@
     winograd2  the same with very many weights: F(2x2, 3x3)
     direct     float32, one group, at least LEAST_CHANNELS channels on either side
     stem       float32, one group, fewer channels than that; not the gradient of its input, which nobody needs
+    grouped    the direct convolution of each group by itself, where groups have that many channels
 
-Everything else (float64, groups) is left to whoever registers next.
+Everything else (float64, groups of few channels) is left to whoever registers next.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import numba
@@ -54,6 +56,13 @@ def register(convolve: Kernel, input_gradient: Kernel, weight_gradient: Kernel) 
     )(direct_input_gradient)
     weight_gradient.faster_on("numpy", "direct", when=weight_gradient_accepts)(direct_weight_gradient)
     weight_gradient.faster_on("numpy", "stem", when=stem_accepts)(stem_weight_gradient)
+    convolve.faster_on(
+        "numpy", "grouped", when=lambda x, weight, bias, scale, relu, g, memo: grouped_accepts(x, weight, g)
+    )(grouped)
+    input_gradient.faster_on(
+        "numpy", "grouped", when=lambda gy, weight, g, memo: grouped_accepts(gy, weight, g)
+    )(grouped_input_gradient)
+    weight_gradient.faster_on("numpy", "grouped", when=grouped_weight_gradient_accepts)(grouped_weight_gradient)
 
 
 def winograd_accepts(x, weight, geometry: Geometry, side: int) -> bool:
@@ -152,6 +161,58 @@ def stem_weight_gradient(x, gy, geometry: Geometry):
     # Whole vectors are read, beyond the end of a row, and what they add is cut off.
     gweight = outer_products(padded_maps(x, geometry), _ready(gy), plan, depth=padded(l * C))
     return np.ascontiguousarray(gweight[:, :, : l * C]).reshape(-1, k, l, C)
+
+
+def grouped_accepts(x, weight, geometry: Geometry) -> bool:
+    """Whether the direct convolution may run in every group; the same rule for x and for the gradient of y."""
+    groups = geometry.groups
+    least = min(weight.shape[0] // groups, weight.shape[3])
+    return groups > 1 and _plain(x, weight, replace(geometry, groups=1)) and least >= LEAST_CHANNELS
+
+
+def grouped_weight_gradient_accepts(x, gy, geometry: Geometry) -> bool:
+    """Whether the direct gradient of the weights may run in every group."""
+    groups = geometry.groups
+    least = min(x.shape[2], gy.shape[2]) // groups
+    return groups > 1 and _plain(x, gy, replace(geometry, groups=1)) and least >= LEAST_CHANNELS
+
+
+def grouped(x, weight, bias, scale, relu: bool, geometry: Geometry, memo: dict):
+    """`definition.convolve` with groups: each is a convolution by itself."""
+    one, groups = replace(geometry, groups=1), geometry.groups
+    filters = _share(weight.shape[0], groups)
+    parts = [
+        direct(x[..., c], weight[f], _part(bias, f), _part(scale, f), relu, one, memo.setdefault(("group", i), {}))
+        for i, (c, f) in enumerate(zip(_share(x.shape[2], groups), filters, strict=True))
+    ]
+    return np.concatenate(parts, axis=2)
+
+
+def grouped_input_gradient(gy, weight, geometry: Geometry, memo: dict):
+    """`definition.convolve_input_gradient` with groups."""
+    one, groups = replace(geometry, groups=1), geometry.groups
+    parts = [
+        direct_input_gradient(gy[..., f], weight[f], one, memo.setdefault(("group", i), {}))
+        for i, f in enumerate(_share(gy.shape[2], groups))
+    ]
+    return np.concatenate(parts, axis=2)
+
+
+def grouped_weight_gradient(x, gy, geometry: Geometry):
+    """`definition.convolve_weight_gradient` with groups."""
+    one, groups = replace(geometry, groups=1), geometry.groups
+    pairs = zip(_share(x.shape[2], groups), _share(gy.shape[2], groups), strict=True)
+    return np.concatenate([direct_weight_gradient(x[..., c], gy[..., f], one) for c, f in pairs])
+
+
+def _share(channels: int, groups: int) -> list[slice]:
+    """The channels of every group."""
+    each = channels // groups
+    return [slice(i * each, (i + 1) * each) for i in range(groups)]
+
+
+def _part(values, share: slice):
+    return None if values is None else values[share]
 
 
 def _plain(a, b, geometry: Geometry) -> bool:
