@@ -219,11 +219,11 @@ assert error["Winograd F(4, 3)"] > error["direct"] and speed["Winograd F(4, 3)"]
 # ![Time and memory of a training step against the size of the images and of the batch](pictures/growth.png)
 #
 # What else can grow is the number of objects.  Matching compares each anchor with each object; suppression
-# compares each box with those it could overlap.  The anchors here are those of an image of 800 x 800.
+# compares each box with those it could overlap.  The anchors here are those of an image of 512 x 512.
 
 # %%
 model = md.RetinaNet(md.presets.small(["thing"]))
-anchors, counts = model.anchors(800, 800), (10, 100, 1000, 10_000)
+anchors, counts = model.anchors(512, 512), (10, 100, 1000, 10_000)
 corner = rng.uniform(0, 700, (max(counts), 2))
 boxes = np.concatenate([corner, corner + rng.uniform(10, 90, corner.shape)], axis=1).astype(np.float32)
 scores, labels = rng.random(len(boxes), np.float32), rng.integers(0, 80, len(boxes))
@@ -231,7 +231,7 @@ work = {
     f"matching with {len(anchors):,} anchors": lambda n: best_matches(anchors, boxes[:n]),
     "suppression, 80 classes": lambda n: batched_nms(boxes[:n], scores[:n], labels[:n], 0.5),
 }
-curves = {name: (counts, [1e3 * seconds(lambda n=n, f=f: f(n), 3) for n in counts]) for name, f in work.items()}
+curves = {name: (counts, [1e3 * seconds(lambda n=n, f=f: f(n), 2) for n in counts]) for name, f in work.items()}
 for name, (_, clocks) in curves.items():
     print(f"{name}: " + ", ".join(f"{n:,} in {ms:.3g} ms" for n, ms in zip(counts, clocks, strict=True)))
 lines(curves, out / "objects.png", x="objects", y="milliseconds", title="Objects in an image", log="xy")

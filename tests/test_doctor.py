@@ -258,7 +258,8 @@ def test_a_prior_that_was_lost(tried):
     assert [(f.code, f.severity) for f in found if f.code == "first-loss"] == [("first-loss", MUST_FIX)]
 
 
-def test_a_rate_at_which_nothing_is_learned(tried):
+def test_a_rate_at_which_nothing_is_learned(tried, monkeypatch):
+    monkeypatch.setattr("minidet.inspection.trial.BUDGET", 1e6)  # however busy the machine is
     _, model, _, recipe = tried
     data = md.shapes("train", images=4, size=64)
     for lr, severity in ((1e-9, WARNING), (1e25, MUST_FIX)):

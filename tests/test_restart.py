@@ -73,8 +73,22 @@ def assert_same(out: Path, undisturbed: Path) -> None:
     assert not list(out.glob(".*")), "temporary files are left"
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of a training that nothing disturbed."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    run(out)
+    return out
+
+
+@pytest.fixture
+def finished(whole, tmp_path):
+    """A copy of it, to be spoilt."""
+    return Path(shutil.copytree(whole, tmp_path / "finished"))
+
+
 @pytest.mark.parametrize("nth", [1, 3])
-def test_a_killed_validation_is_made_up_for(nth, tmp_path):
+def test_a_killed_validation_is_made_up_for(nth, whole, tmp_path):
     """Neither the row of its step nor its AP nor the best weights are lost; at the end of the training neither."""
     validations = 0
 
@@ -85,13 +99,12 @@ def test_a_killed_validation_is_made_up_for(nth, tmp_path):
             raise Killed
         return score(*arguments, **keywords)
 
-    run(tmp_path / "whole")
     with pytest.raises(Killed):
-        run(tmp_path / "parts", dying)
-    assert read_metrics(tmp_path / "parts" / "metrics.csv")[-1].AP is None
-    run(tmp_path / "parts", resume=True)
-    assert_same(tmp_path / "parts", tmp_path / "whole")
-    assert [row.position for row in read_metrics(tmp_path / "parts" / "metrics.csv") if row.AP] == [8, 16, 24]
+        run(tmp_path, dying)
+    assert read_metrics(tmp_path / "metrics.csv")[-1].AP is None
+    run(tmp_path, resume=True)
+    assert_same(tmp_path, whole)
+    assert [row.position for row in read_metrics(tmp_path / "metrics.csv") if row.AP] == [8, 16, 24]
 
 
 # A full disk.
@@ -129,21 +142,19 @@ class FullFile:
         return len(content)
 
 
-def test_a_disk_that_is_full_at_any_byte_loses_nothing(tmp_path, monkeypatch):
+def test_a_disk_that_is_full_at_any_byte_loses_nothing(whole, tmp_path, monkeypatch):
     """Every save of a training in turn finds room for a part of itself; the run goes on from the one before."""
-    run(tmp_path / "whole")
-    out = tmp_path / "parts"
-    size = (tmp_path / "whole" / LAST).stat().st_size
+    size = (whole / LAST).stat().st_size
     rooms = [size + k * size // 7 for k in range(1, 7)] + [2 * size, 2 * size - 1, 3 * size - 1]
     for attempt, room in enumerate(rooms):
         monkeypatch.setattr(module, "open", Full(room).open, raising=False)
         with pytest.raises(OSError, match=r"safetensors: the checkpoint cannot be written: .*No space left.*whole"):
-            run(out, resume=attempt > 0)
-        assert not list(out.glob(".*")), "temporary files are left"
-        read_checkpoint(out / LAST)
+            run(tmp_path, resume=attempt > 0)
+        assert not list(tmp_path.glob(".*")), "temporary files are left"
+        read_checkpoint(tmp_path / LAST)
     monkeypatch.undo()
-    run(out, resume=True)
-    assert_same(out, tmp_path / "whole")
+    run(tmp_path, resume=True)
+    assert_same(tmp_path, whole)
 
 
 def test_a_disk_that_is_full_from_the_start(tmp_path, monkeypatch):
@@ -153,9 +164,8 @@ def test_a_disk_that_is_full_from_the_start(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["metrics.csv"]
 
 
-def test_a_table_that_does_not_fit_says_its_name(tmp_path, monkeypatch):
-    run(tmp_path)
-    rows = read_metrics(tmp_path / "metrics.csv")
+def test_a_table_that_does_not_fit_says_its_name(finished, monkeypatch):
+    rows = read_metrics(finished / "metrics.csv")
 
     def full(path, mode="r", **options):
         if mode == "r":
@@ -164,25 +174,23 @@ def test_a_table_that_does_not_fit_says_its_name(tmp_path, monkeypatch):
 
     monkeypatch.setattr("minidet.training.monitor.open", full, raising=False)
     with pytest.raises(OSError, match=r"metrics\.csv: cannot be written: .*No space left on device"):
-        run(tmp_path, resume=True)
-    assert read_metrics(tmp_path / "metrics.csv") == rows
+        run(finished, resume=True)
+    assert read_metrics(finished / "metrics.csv") == rows
 
 
-def test_half_written_files_do_not_pile_up(tmp_path):
+def test_half_written_files_do_not_pile_up(finished):
     """What killed processes leave is removed when the next checkpoint is written."""
-    run(tmp_path)
     for name in (f".{LAST}.123.part", f".{LAST}.9.part", f".{BEST}.123.part", ".mine.part"):
-        (tmp_path / name).write_bytes(b"half")
-    write_checkpoint(tmp_path / LAST, read_checkpoint(tmp_path / LAST))
-    assert [path.name for path in tmp_path.glob(".*")] == [".mine.part"]
+        (finished / name).write_bytes(b"half")
+    write_checkpoint(finished / LAST, read_checkpoint(finished / LAST))
+    assert [path.name for path in finished.glob(".*")] == [".mine.part"]
 
 
-def test_a_checkpoint_without_settings_cannot_be_continued(tmp_path):
-    run(tmp_path)
-    saved = read_checkpoint(tmp_path / LAST)
-    write_checkpoint(tmp_path / LAST, replace(saved, training={"state": saved.training["state"]}))
+def test_a_checkpoint_without_settings_cannot_be_continued(finished):
+    saved = read_checkpoint(finished / LAST)
+    write_checkpoint(finished / LAST, replace(saved, training={"state": saved.training["state"]}))
     with pytest.raises(CheckpointError, match=rf"{LAST}: damaged: its header lacks training\.config, without which"):
-        run(tmp_path, resume=True)
+        run(finished, resume=True)
 
 
 NAP = 0.01  # seconds

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from tempfile import TemporaryDirectory
 from time import perf_counter
 
 import numpy as np
@@ -21,6 +22,8 @@ from minidet.inspection.layers import measure_layers
 from minidet.inspection.process import available, peak, reset_peak, settle
 from minidet.models import RetinaNet
 from minidet.optim import Optimizer, clip_grad_norm
+from minidet.plots import loss_curves
+from minidet.training.checkpoint import LAST, Checkpoint, write_checkpoint
 from minidet.training.config import TrainConfig
 from minidet.training.step import batch_gradient
 
@@ -28,12 +31,13 @@ OFF, FAR_OFF = 2.0, 10.0
 """Factors between the first loss and its closed form: what the noise of first weights may do, and what it cannot."""
 HEART_IMAGES, HEART_STEPS, HEART_RAMP, HEART_SHARE = 2, 60, 10, 0.5
 """What is learned by heart, within how many steps, the first of them at a growing rate, down to which share."""
-SEEN = 6  # batches that are loaded to know their sizes
-TIMED = 3  # steps of each count of images
+SEEN = 8  # batches of the training that are tried
+TIMED = 3  # steps of one image
 BUDGET = 60.0  # seconds that each experiment may take; with `quick` a quarter
 ROOMY = 0.5  # part of the available memory that the trial may use
 CODE = 110 * 2**20  # bytes that loading all compiled kernels takes; compiling them takes more, but only once
-PHASES = ("match", "forward", "backward", "update")
+CURVES = ("position", "loss", "classification", "box")
+PHASES = ("data", "match", "forward", "backward", "update")
 
 
 @dataclass(frozen=True)
@@ -136,41 +140,44 @@ def run_trial(
     saved = {name: array.copy() for name, array in model.state_dict().items()}
     weights, idle = sum(array.nbytes for array in saved.values()), settle()
     budget = BUDGET / 4 if quick else BUDGET
-    batch, pixels, waiting = _survey(model, dataset, recipe)
     part = -(-recipe.batch_size // recipe.accumulate)
     optimizer = recipe.optimizer(model)
     state = sum(array.nbytes for arrays in optimizer.state.values() for array in arrays)
 
     model.train()
     with np.errstate(all="ignore"):
+        batch = next(iter(_loader(model, dataset, recipe)))
         first, expected = _first_loss(model, batch)
-        _timed(model, batch, 1, optimizer, 0.0)  # compiles what was not yet
+        _steps(model, [batch], 1, optimizer, 0.0)  # compiles what was not yet
         ready = settle()
-        one, one_peak = _timed(model, batch, 1, optimizer, budget)
+        one, _, one_peak = _steps(model, [batch] * (1 + TIMED), 1, optimizer, budget)
         room = ROOMY * available() / max(1, one_peak - ready)
-        tried = max(1, min(part, int(budget / (TIMED * one.sum())), int(room)))
-        many, many_peak = _timed(model, batch, tried, optimizer, budget)
+        tried = max(1, min(part, int(budget / (TIMED * one[1:].sum())), int(room)))
+        many, pixels, many_peak = _steps(model, _loader(model, dataset, recipe), tried, optimizer, budget)
+        saving = max(0, _saving(model, optimizer) - many_peak)
         heart = _by_heart(model, dataset, recipe, budget)
     model.load_state_dict(saved)
     validation = recipe.validations * len(validate) * _validation(model, validate, part, budget) if validate else 0.0
 
-    # Time and memory grow linearly with the images run at once, and time with their pixels.
-    more = (part - tried) / max(1, tried - 1)
-    phases = many + more * np.maximum(many - one, 0) if tried > 1 else part * one
-    phases[:3] *= recipe.accumulate * float(np.mean(pixels)) / (batch.images.shape[1] * batch.images.shape[2])
-    phases[3] = many[3]
+    # Time grows linearly with the images run at once and with their pixels, and memory with the images.
+    more, one[1:4] = (
+        (part - tried) / max(1, tried - 1),
+        one[1:4] * pixels / (batch.images.shape[1] * batch.images.shape[2]),
+    )
+    phases = many + more * np.maximum(many - one, 0) if tried > 1 else part * many
+    phases = np.array([many[0], *(phases[1:4] * recipe.accumulate), many[4]])
     activations = many_peak - ready + batch.images.nbytes
-    activations += more * max(0, many_peak - one_peak) if tried > 1 else (part - 1) * (one_peak - ready)
-    loading = float(np.median(waiting))
-    seconds = {"data": loading if recipe.workers == 0 else max(0.0, loading - phases.sum())}
+    activations += more * max(0, many_peak - one_peak) if tried > 1 else (part - 1) * (many_peak - ready)
+    if recipe.workers:  # batches come while the step before runs
+        phases[0] = max(0.0, many[0] - phases[1:].sum())
     code = min(CODE, max(0, ready - idle - state - batch.images.nbytes))
     memory = {"program": program + code, "data": max(0, idle - 2 * weights - program), "weights": weights}
-    memory |= {"optimizer": state + (weights if recipe.ema else 0), "activations": activations}
+    memory |= {"optimizer": state + (weights if recipe.ema else 0), "activations": activations, "saving": saving}
     counted = sum(layer.memory for layer in measure_layers(model, (256, 256))) / 256**2
     return Trial(
         first, expected, heart, tried, part, -(-recipe.images // recipe.batch_size),
-        seconds | dict(zip(PHASES, phases.tolist(), strict=True)), validation,
-        memory, counted * batch.images[:part, ..., 0].size, available(),
+        dict(zip(PHASES, phases.tolist(), strict=True)), validation, memory,
+        counted * batch.images[:part, ..., 0].size, available(),
     )  # fmt: skip
 
 
@@ -198,20 +205,13 @@ def check_trial(trial: Trial, recipe: TrainConfig) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _survey(model: RetinaNet, dataset: Dataset, recipe: TrainConfig) -> tuple[Batch, list[int], list[float]]:
-    """The largest of some batches as the training will see them; pixels and seconds of each."""
-    loader = Loader(
+def _loader(model: RetinaNet, dataset: Dataset, recipe: TrainConfig) -> Loader:
+    """The first batches, as the training will see them."""
+    return Loader(
         dataset, model.config.preprocess, batch_size=recipe.batch_size, seed=recipe.seed,
         images=min(recipe.images, SEEN * recipe.batch_size), augment=recipe.augment, min_sizes=recipe.min_sizes,
         aspect_factor=recipe.aspect_factor,
     )  # fmt: skip
-    largest, pixels, seconds = None, [], []
-    for batch in loader:
-        pixels.append(batch.images.shape[1] * batch.images.shape[2])
-        seconds.append(batch.seconds)
-        if largest is None or pixels[-1] > largest.images.shape[1] * largest.images.shape[2]:
-            largest = batch
-    return largest, pixels, seconds
 
 
 def _first(batch: Batch, count: int) -> Batch:
@@ -232,20 +232,40 @@ def _first_loss(model: RetinaNet, batch: Batch) -> tuple[float, float | None]:
     return found, expected_first_loss(config.loss, config.head.prior, targets.labels, weights, len(config.classes))
 
 
-def _timed(model: RetinaNet, batch: Batch, count: int, optimizer: Optimizer, budget: float) -> tuple[np.ndarray, int]:
-    """Seconds of each of PHASES in the median of some steps of `count` images that change nothing, and peak bytes."""
+def _steps(
+    model: RetinaNet, batches: Iterable[Batch], count: int, optimizer: Optimizer, budget: float
+) -> tuple[np.ndarray, float, int]:
+    """Steps of the first `count` images of each batch, which change nothing.
+
+    Returns the seconds of each of PHASES in a typical step, the mean pixels of an image, and the peak bytes.
+    """
     reset_peak()
-    part, steps, began = _first(batch, count), [], perf_counter()
-    while len(steps) <= TIMED and (len(steps) < 2 or perf_counter() - began < budget):
-        clock = perf_counter()
+    steps, pixels, began = [], [], perf_counter()
+    for batch in batches:
+        part, clock = _first(batch, count), perf_counter()
         measured = batch_gradient(model, part, 1, MOVING_START)
         clip_grad_norm(optimizer.parameters.values(), 1.0)
         optimizer.step(0.0)
         optimizer.clear_gradients()
         phases = [measured.match_seconds, measured.forward_seconds, measured.backward_seconds]
-        steps.append([*phases, perf_counter() - clock - sum(phases)])
-    steps = np.array(steps[1:])  # the first touched its memory for the first time
-    return steps[np.argsort(steps.sum(axis=1))[(len(steps) - 1) // 2]], peak()
+        steps.append([batch.seconds, *phases, perf_counter() - clock - sum(phases)])
+        pixels.append(batch.images.shape[1] * batch.images.shape[2])
+        if perf_counter() - began > budget and len(steps) > 1:
+            break
+    # Per pixel, because sizes differ; the first one touched its memory for the first time.
+    scale = np.array(pixels, float)[:, None] / np.mean(pixels)
+    steps = (np.array(steps) / np.where([False, True, True, True, False], scale, 1.0))[1:] if len(steps) > 1 else steps
+    return np.median(steps, axis=0), float(np.mean(pixels)), peak()
+
+
+def _saving(model: RetinaNet, optimizer: Optimizer) -> int:
+    """Peak bytes of what happens besides steps: a checkpoint is written, and curves are drawn."""
+    reset_peak()
+    with TemporaryDirectory() as folder:
+        weights, state = model.state_dict(), optimizer.state_dict()
+        write_checkpoint(f"{folder}/{LAST}", Checkpoint({}, model.config.classes, (), weights, state))
+        loss_curves({name: [0.0, 1.0] for name in CURVES}, f"{folder}/curves.png")
+    return peak()
 
 
 def _by_heart(model: RetinaNet, dataset: Dataset, recipe: TrainConfig, budget: float) -> tuple[float, ...]:

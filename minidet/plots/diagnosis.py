@@ -14,7 +14,7 @@ from minidet.plots.curves import finish, save
 SIGNAL = {"must fix": "#c62828", "warning": "#e08a00", "note": "#607080", "ok": "#2e7d32"}
 REACH = ("#1b7f5c", "#e9b44c", "#b3365b")
 """Objects with an anchor of their own, with one that is ignored, with none; apart also for the colour-blind."""
-PARTS = ("#607080", "#8a5cf6", "#1f77ff", "#00b8c4", "#ff8c00")
+PARTS = ("#607080", "#8a5cf6", "#1f77ff", "#00b8c4", "#ff8c00", "#c6e300")
 DOTS = 4_000
 
 

@@ -163,7 +163,9 @@ def main() -> None:
     print(f"AP {found[0][0]:.6f} and {found[1][0]:.6f}; largest difference in {len(NUMBERS)} numbers: {apart:.0e}")
     with context.Pool(1) as pool:
         *sizes, peak = pool.apply(streaming, (images,))
-    print(f"evaluate, MB after each fifth of the images: {', '.join(f'{size:.0f}' for size in sizes)}; peak {peak:.0f}")
+    print(
+        f"evaluate, MB after each fifth of the images: {', '.join(f'{size:.0f}' for size in sizes)}; peak {peak:.0f}"
+    )
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tests.benchmarks.problem import LAYERS
 from tests.benchmarks.report import difference, heading, row_of
-from tests.benchmarks.turns import Worker, disturbance, milliseconds, take_turns
+from tests.benchmarks.turns import Worker, milliseconds, take_turns
 
 WORSE = 1.15
 """Layers above this ratio are listed."""
@@ -25,8 +25,9 @@ def measure_layers(images: int, rounds: int, folder: Path) -> list[dict]:
     print(heading(f"Convolutions of the r50, N={images}"))
     print(f"peak {peak:.0f} GFLOP/s; GFLOP/s count the definition's operations, so Winograd may exceed it")
     title = f"{'ours ms':>9}{'torch':>8}{'ratio':>7}{'im2col':>8}{'GFLOP/s':>9}{'/peak':>7}{'error':>9}"
-    print(f"{'':28} n |{'forward':^57}|{'forward and backward':^57}")
-    print(f"{'':28}   |{title}|{title}")
+    print("n: how often the network has it; !: no window without disturbance")
+    print(f"{'':28} n |{'forward':^58}|{'forward and backward':^58}")
+    print(f"{'':28}   |{title} |{title}")
     rows, times = [], []
     for index, layer in enumerate(LAYERS):
         cells, line = [], []
@@ -47,8 +48,7 @@ def measure_layers(images: int, rounds: int, folder: Path) -> list[dict]:
             )
             cells.append((mine, theirs))
             rows.append(row_of(f"{layer.name} n{images} {direction}", mine, theirs, error))
-            lost = disturbance(everyone)
-            line[-1] += f" ({lost})" if "NONE" in lost else ""
+            line[-1] += " " if all(worker.clean for worker in everyone) else "!"
         print(f"{layer.name:28}{layer.count:2} |{'|'.join(line)}", flush=True)
         times.append(cells)
     _summary(times)

@@ -39,7 +39,9 @@ def draw(folder: Path) -> Path:
     (folder / "images").mkdir()
     for n in range(IMAGES):
         h, w = SIZES[n % len(SIZES)]
-        coarse = Image.fromarray(rng.integers(0, 256, (h // 24, w // 24, 3), np.uint8)).resize((w, h), Image.BICUBIC)
+        coarse = Image.fromarray(rng.integers(0, 256, (h // 24, w // 24, 3), np.uint8)).resize(
+            (w, h), Image.BICUBIC
+        )
         pixels = np.asarray(coarse, np.float32) + rng.normal(0, 9, (h, w, 1))
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / "images" / f"{n}.jpg", quality=90)
         images.append({"id": n, "file_name": f"{n}.jpg", "height": h, "width": w})
@@ -116,14 +118,18 @@ def waiting(dataset, workers: int, steps: int) -> tuple[float, float]:
     model = md.RetinaNet(replace(config, preprocess=Preprocess()), seed=0)
     recipe = md.TrainConfig(images=BATCH * (steps + 1), batch_size=BATCH, workers=workers, validations=0, lr=1e-5)
     rows = md.train(model, dataset, config=recipe, quiet=True).history
-    spent = np.array([rows[name] for name in ("data_ms", "match_ms", "forward_ms", "backward_ms", "update_ms")])[:, 1:]
+    spent = np.array([rows[name] for name in ("data_ms", "match_ms", "forward_ms", "backward_ms", "update_ms")])[
+        :, 1:
+    ]
     return spent.sum() / 1000 / steps, spent[0].sum() / spent.sum()
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--photos", action="store_true", help="the photos of MINIDET_TEST_DATA/coco_free80 instead")
+    parser.add_argument(
+        "--photos", action="store_true", help="the photos of MINIDET_TEST_DATA/coco_free80 instead"
+    )
     parser.add_argument("--no-training", action="store_true")
     parser.add_argument("--steps", type=int, default=6)
     options = parser.parse_args()
@@ -146,7 +152,9 @@ def main() -> None:
             print(f"  {workers} processes {rate_of_processes(folder, workers, images):5.0f} images/s")
         for workers in () if options.no_training else (0, 1):
             seconds, part = waiting(dataset, workers, options.steps)
-            print(f"  ResNet-50, {BATCH} images, {workers} threads: {seconds:.2f} s a step, {part:.2%} of it waiting")
+            print(
+                f"  ResNet-50, {BATCH} images, {workers} threads: {seconds:.2f} s a step, {part:.2%} of it waiting"
+            )
 
 
 if __name__ == "__main__":
