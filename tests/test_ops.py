@@ -107,6 +107,30 @@ def test_nothing_that_was_handed_in_is_written_to(case: Case, rng):
         np.testing.assert_array_equal(x.data, array)
 
 
+@each_case
+def test_gradients_called_fresh_are_nobody_elses(case: Case, rng):
+    inputs = tensors(case.inputs(rng), numpy)
+    y = case.call(*inputs)
+    if y.node.fresh:
+        cotangent = rng.normal(size=y.shape)
+        gradients = [g for g in y.node.backward(cotangent) if g is not None]
+        held = [cotangent, y.data, *(x.data for x in inputs), *gradients, *y.node.backward(cotangent)]
+        for n, g in enumerate(gradients):
+            assert not any(np.shares_memory(g, other) for other in held[: 2 + len(inputs) + n] if other is not None)
+            assert not any(np.shares_memory(g, other) for other in held[3 + len(inputs) + n :] if other is not None)
+
+
+def test_sums_of_gradients_write_to_nothing_that_is_held(rng):
+    """`add` hands one array to both sides; `relu` makes its own: they meet at x in either order."""
+    for call in (lambda x: ops.relu(x) + (x + x), lambda x: (x + x) + ops.relu(x)):
+        x = Tensor(rng.uniform(1, 2, (200, 200)), requires_grad=True)
+        cotangent = rng.normal(size=x.shape)
+        handed = cotangent.copy()
+        call(x).backward(cotangent)
+        np.testing.assert_array_equal(cotangent, handed)
+        np.testing.assert_allclose(x.grad, 3 * handed, rtol=1e-12)
+
+
 @pytest.mark.parametrize("op", ["add", "sub", "mul", "div", "maximum", "minimum"])
 @pytest.mark.parametrize(("a", "b"), [((2, 3), (2, 4)), ((3,), (2, 1, 2)), ((0, 2), (3, 2))])
 def test_shapes_that_do_not_broadcast_are_named_with_the_op(op, a, b):
