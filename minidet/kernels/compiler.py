@@ -9,8 +9,11 @@ import ctypes
 import hashlib
 import importlib
 import os
+import shutil
+import stat
 import sys
 import tempfile
+import time
 import warnings
 from pathlib import Path
 
@@ -22,22 +25,42 @@ default).  NumPy's matrix products wake another pool of threads; one pool's spin
 from the other, which costs more than the product itself."""
 
 
-def cache_folder() -> Path:
-    """Where compiled kernels are kept: a folder per content of the kernel sources.
+KEPT_DAYS = 30
+"""Compiled code of other sources is kept so long after its last use: somebody may go back and forth."""
 
-    Numba looks only at the file of a function, not at the files it imports, to see whether compiled code
-    is out of date.  So the folder's name is a hash of every file here, of Numba's version and of the
-    vector width that the environment may force.
+
+def fingerprint() -> str:
+    """A hash of what compiled code depends on and Numba does not look at.
+
+    Numba sees a change in the file of a function, but not in the files that it imports.  So this covers every
+    file here, Numba's version and the vector width that the environment may force.
     """
     digest = hashlib.sha256(numba.__version__.encode() + os.environ.get("MINIDET_LANES", "").encode())
     root = Path(__file__).parent
     for path in sorted(root.rglob("*.py")):
         digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
-    return _user_cache() / "minidet" / digest.hexdigest()[:16]
+    return digest.hexdigest()[:16]
+
+
+def cache_folder() -> Path:
+    """Where compiled kernels are kept: a folder per fingerprint.  Those that nobody used for long are deleted."""
+    root = _user_cache() / "minidet"
+    folder = root / fingerprint()
+    if not folder.is_dir():
+        for old in root.glob("[0-9a-f]" * 16):
+            if time.time() - _last_use(old) > KEPT_DAYS * 86_400:
+                shutil.rmtree(old, ignore_errors=True)  # another process may be at it too
+    return folder
+
+
+def _last_use(folder: Path) -> float:
+    """When a file in the folder was last read or written, as far as the file system tells."""
+    files = [path.stat() for path in folder.rglob("*") if path.is_file()]
+    return max((max(file.st_atime, file.st_mtime) for file in files), default=0)
 
 
 def _user_cache() -> Path:
-    """The user's cache folder on this system, or a temporary one where that cannot be written."""
+    """The user's cache folder on this system, or a private temporary one where that cannot be written."""
     home = Path.home()
     if sys.platform == "win32":
         folder = Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local")
@@ -48,8 +71,22 @@ def _user_cache() -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
+        return _private_folder()
+    return folder if os.access(folder, os.W_OK) else _private_folder()
+
+
+def _private_folder() -> Path:
+    """A folder for temporary files that only this user can write: code is loaded from it."""
+    if not hasattr(os, "getuid"):
         return Path(tempfile.gettempdir())
-    return folder if os.access(folder, os.W_OK) else Path(tempfile.gettempdir())
+    folder = Path(tempfile.gettempdir()) / f"minidet-{os.getuid()}"
+    try:
+        folder.mkdir(mode=0o700)
+    except FileExistsError:
+        found = folder.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+            return Path(tempfile.mkdtemp(prefix="minidet-"))
+    return folder
 
 
 os.environ.setdefault("GOMP_SPINCOUNT", str(SPINS))

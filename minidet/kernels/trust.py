@@ -2,7 +2,7 @@
 
 Compiled code depends on the machine: vector instructions, compilers, thread pools.  So the first time that a
 fast version runs on a CPU, its definition runs too, on copies of the same arguments, and the two must agree.
-The result is remembered beside the compiled code, whose folder changes with the kernels' sources.
+The result is remembered beside the compiled code, for this CPU and these sources.
 """
 
 from __future__ import annotations
@@ -10,11 +10,14 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numba
 import numpy as np
 from llvmlite import binding as llvm
+
+from minidet.kernels.compiler import fingerprint
 
 MOST_ELEMENTS = 1 << 23
 """Arguments larger than this, together, prove nothing now: the definition would be long.  A later call will."""
@@ -30,8 +33,13 @@ def cpu() -> str:
     return f"{llvm.get_host_cpu_name()}-{hashlib.sha256(features.encode()).hexdigest()[:8]}"
 
 
+@cache
+def _ledger_name() -> str:
+    return f"trusted-{cpu()}-{fingerprint()}.txt"
+
+
 def _ledger() -> Path:
-    return Path(numba.config.CACHE_DIR) / f"trusted-{cpu()}.txt"
+    return Path(numba.config.CACHE_DIR) / _ledger_name()
 
 
 def _recorded() -> set[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from minidet.autograd import Tensor, record
+from minidet.autograd import Tensor, record, recording
 from minidet.backend import Array, namespace
 from minidet.kernels import column_sums, epilogue_gradient, scale_rows
 from minidet.kernels.convolution import (
@@ -106,8 +106,11 @@ def _convolve(op, x, flat, weight, bias, geometry, scale, relu, shape) -> Tensor
     # Parameters stay float32; they compute in the dtype of the activations.
     filters = weight.data if weight.dtype == x.dtype else xp.astype(weight.data, x.dtype)
     offset = None if bias is None else bias.data if bias.dtype == x.dtype else xp.astype(bias.data, x.dtype)
-    memo = weight.memo if filters is weight.data else {}
-    y = convolve(flat, filters, offset, scale, relu, geometry, memo)
+    # Weights in training change before they are used again: what is derived from them is not kept, for all layers
+    # at once, but made when it is needed.
+    lasting = filters is weight.data and not (recording() and weight.requires_grad)
+    memo = weight.memo if lasting else {}
+    y = convolve(flat, filters, offset, scale, relu, geometry, memo if lasting else {})
     needs_x, needs_weight = x.requires_grad, weight.requires_grad
     needs_bias = bias is not None and bias.requires_grad
     kept = flat if needs_weight else None

@@ -1,0 +1,61 @@
+"""Where compiled code lies: a folder for every state of the sources, which nobody else can write to."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import pytest
+
+from minidet.kernels import compiler
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """The cache folder of a user who has compiled other versions before."""
+    monkeypatch.setattr(compiler, "_user_cache", lambda: tmp_path)
+    return tmp_path / "minidet"
+
+
+def compiled(folder, days: float):
+    """A folder with code that was last used so many days ago."""
+    folder.mkdir(parents=True)
+    file = folder / "kernel.nbc"
+    file.write_bytes(b"code")
+    for path in (file, folder):
+        os.utime(path, 2 * (time.time() - days * 86_400,))
+    return folder
+
+
+def test_compiled_code_of_long_ago_is_deleted(root):
+    old, recent = compiled(root / ("0" * 16), 31), compiled(root / ("1" * 16), 29)
+    other = compiled(root / "somebody else's", 99)
+    folder = compiler.cache_folder()
+    assert folder.parent == root
+    assert [path.exists() for path in (old, recent, other)] == [False, True, True]
+
+
+def test_nothing_is_deleted_while_the_sources_stay(root):
+    compiled(root / compiler.fingerprint(), 0)
+    old = compiled(root / ("0" * 16), 31)
+    compiler.cache_folder()
+    assert old.exists()
+
+
+def test_the_fingerprint_follows_the_vector_width(monkeypatch):
+    before = compiler.fingerprint()
+    monkeypatch.setenv("MINIDET_LANES", "4")
+    assert compiler.fingerprint() != before
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="folders have no owners here")
+def test_a_temporary_cache_is_private(tmp_path, monkeypatch):
+    monkeypatch.setattr(compiler.tempfile, "tempdir", str(tmp_path))
+    folder = compiler._private_folder()
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert compiler._private_folder() == folder
+    folder.chmod(0o777)  # anybody could have put code there
+    assert compiler._private_folder() != folder
+    folder.rmdir()
+    folder.symlink_to(tmp_path)
+    assert compiler._private_folder() not in (folder, tmp_path)
