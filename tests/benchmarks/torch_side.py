@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import warnings
 
@@ -70,6 +71,9 @@ class NetworkJob:
 
     def compiled(self, calls: int) -> dict:
         """Milliseconds of the forward pass after torch.compile, or why there are none."""
+        os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = (
+            "1"  # no helper processes, which would share our standard input
+        )
         try:
             clock = time.perf_counter()
             with torch.no_grad(), warnings.catch_warnings():
