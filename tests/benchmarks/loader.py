@@ -113,10 +113,10 @@ def rate(dataset, workers: int, images: int) -> float:
 
 
 def waiting(dataset, workers: int, steps: int) -> tuple[float, float]:
-    """Seconds a ResNet-50 step takes at 800 px, and the part of them in which it waits for its batch."""
+    """Seconds a ResNet-50 step takes at 800 px, once all is compiled, and the part in which it waits for its batch."""
     config = PRESETS["paper"](dataset.classes)
     model = md.RetinaNet(replace(config, preprocess=Preprocess()), seed=0)
-    recipe = md.TrainConfig(images=BATCH * (steps + 1), batch_size=BATCH, workers=workers, validations=0, lr=1e-5)
+    recipe = md.TrainConfig(images=BATCH * (steps + 2), batch_size=BATCH, workers=workers, validations=0, lr=1e-5)
     rows = md.train(model, dataset, config=recipe, quiet=True).history
     spent = np.array([rows[name] for name in ("data_ms", "match_ms", "forward_ms", "backward_ms", "update_ms")])[
         :, 1:
