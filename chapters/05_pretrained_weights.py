@@ -27,7 +27,7 @@ import numpy as np
 
 import minidet as md
 from minidet.detection import build_targets, image_weights, loss
-from minidet.plots import contact_sheet, draw_boxes, lines
+from minidet.plots import lines
 from minidet.training import SHAPES
 from minidet.weights import WeightsError, read_arrays
 from minidet.weights.torch_file import state_program
@@ -213,15 +213,7 @@ for name, model in (("from random weights", scratch), ("from the teacher's", tun
     print(f"{name:22} loss after {few.images} images {smooth[-1]:.3f}")
 assert curves["from the teacher's"][1][-1] < curves["from random weights"][1][-1]
 lines(curves, out / "fine_tuning.png", x="images seen", y="loss, mean of 8 steps", title="Eight renamed classes")
-
-unseen = md.shapes("val", images=8, size=64)
-found = md.detect(tuned, [unseen[i].image for i in range(8)])
-drawn = [
-    draw_boxes(np.kron(f.image, np.ones((3, 3, 1), np.uint8)), 3 * f.boxes[f.scores > 0.3], f.labels[f.scores > 0.3],
-               f.scores[f.scores > 0.3], f.classes) for f in found
-]  # fmt: skip
-contact_sheet(drawn, [unseen[i].name for i in range(8)], out / "detections.png", columns=4)
-print(f"\nlook at {out / 'fine_tuning.png'} and {out / 'detections.png'}")
+print(f"\nlook at {out / 'fine_tuning.png'}")
 
 # %% [markdown]
 # ## Three things to remember
