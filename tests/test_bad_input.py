@@ -74,7 +74,7 @@ class Place:
         write_checkpoint(self.path / "last.safetensors", replace(whole, weights=change(dict(whole.weights))))
         return ["eval", self.path / "last.safetensors", "--data", self.data]
 
-    def init(self, name: str, content: bytes | dict) -> list:
+    def init(self, name: str, content: bytes | dict, *flags: str) -> list:
         """Starting from a file with these bytes or arrays."""
         path = self.path / name
         if isinstance(content, bytes):
@@ -83,7 +83,7 @@ class Place:
             np.savez(path, **content)
         else:
             save_file(content, path)
-        return self.train("--init", path)
+        return self.train("--init", path, *flags)
 
     def file(self, name: str, content: bytes = b"") -> Path:
         path = self.path / name
@@ -296,18 +296,20 @@ BAD: dict[str, tuple[Callable[[Place], list | Callable], str]] = {
     "a checkpoint of another shape": (lambda p: p.weights(cut), r"(?s)last.safetensors: .*shape"),
     # --- first weights
     "weights that are not there": (lambda p: p.train("--init", p.path / "a.npz"), "a.npz: no such file"),
-    "weights of torch": (lambda p: p.init("a.pth", b"PK"), "read from .npz or .safetensors, not from .pth"),
-    "weights cut short": (lambda p: p.init("a.npz", b"PK\x03\x04"), "a.npz: not an .npz archive, or a truncated one"),
+    "weights of no kind": (lambda p: p.init("a.pth", b"PK"), "a.pth: no .pth, .pkl, .safetensors or .npz, or a"),
+    "weights cut short": (lambda p: p.init("a.npz", b"PK\x03\x04"), "a.npz: a truncated zip archive: .*copy it again"),
+    "weights of half a network": (
+        lambda p: p.init("a.npz", {"conv1.weight": np.ones((64, 3, 7, 7), np.float32)}), "not of a kind that is known"
+    ),
     "weights that would run": (lambda p: p.init("a.npz", {"a": OBJECT}), "a.npz: holds pickled objects"),
     "weights of another world": (lambda p: p.init("a.npz", {"bert": np.ones(3)}), r"no known system \(first: bert\)"),
     "weights that fit nothing": (
-        lambda p: p.init("a.npz", {"conv1.weight": np.ones((9, 3, 7, 7), np.float32)}), "choose the preset it was made"
+        lambda p: p.init("a.npz", {"conv1.weight": np.ones((9, 3, 7, 7), np.float32)}, "--preset", "resnet18"),
+        "choose the preset it was made",
     ),
     "weights of a failed training": (
-        lambda p: p.init("a.npz", {"conv1.weight": np.full((64, 3, 7, 7), np.nan, np.float32)}), "are not finite"
-    ),
-    "weights for BGR": (
-        lambda p: p.init("a.safetensors", {"head.cls_subnet.0.weight": np.ones(3)}), "expect BGR, but this preset feeds"
+        lambda p: p.init("a.npz", {"conv1.weight": np.full((64, 3, 7, 7), np.nan, np.float32)}, "--preset", "resnet18"),
+        "are not finite",
     ),
     # --- environment
     "MINIDET_BACKEND=torch": (lambda p: p.train(), "MINIDET_BACKEND='torch' is unknown: choose one of numpy, cupy"),
