@@ -237,7 +237,8 @@ def test_accumulated_parts_equal_the_whole_batch(normaliser):
         assert got.positives == measured[0].positives and got.moving == measured[0].moving
         assert got.loss == pytest.approx(measured[0].loss, rel=1e-6)
         for name, g in gradients[0].items():
-            np.testing.assert_allclose(other[name], g, rtol=1e-4, atol=1e-6 * float(np.abs(g).max()), err_msg=name)
+            # With fewer images another convolution may be the faster one, and rounds otherwise.
+            np.testing.assert_allclose(other[name], g, rtol=1e-4, atol=5e-6 * float(np.abs(g).max()), err_msg=name)
 
 
 def test_it_runs_on_any_array_library():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 from minidet.kernels.windows import Pair, output_size
 
@@ -24,7 +25,7 @@ class Geometry:
     dilation: Pair = (1, 1)
     groups: int = 1
 
-    @property
+    @cached_property
     def output_maps(self) -> tuple[Pair, ...]:
         """The (P, Q) of every level, P = (H + 2*padding - dilation*(k - 1) - 1) // stride + 1."""
         rules = tuple(zip(self.padding, self.size, self.stride, self.dilation, strict=True))
@@ -33,17 +34,17 @@ class Geometry:
             for map_ in self.maps
         )
 
-    @property
+    @cached_property
     def pixels(self) -> int:
         """S, input positions over all levels."""
         return sum(math.prod(map_) for map_ in self.maps)
 
-    @property
+    @cached_property
     def output_pixels(self) -> int:
         """Output positions over all levels."""
         return sum(math.prod(map_) for map_ in self.output_maps)
 
-    @property
+    @cached_property
     def taps(self) -> int:
         """Weights of a filter per input channel."""
         return math.prod(self.size)

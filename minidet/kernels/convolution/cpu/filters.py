@@ -23,7 +23,9 @@ def transformed(weight, side: int, memo: dict, *, transposed: bool):
     if key not in memo:
         F, C = weight.shape[0], weight.shape[3]
         outputs, depth = (C, F) if transposed else (F, C)
-        panels = np.zeros(points(side) * padded(outputs) * padded(depth), dtype=np.float32)
+        panels = np.empty(points(side) * padded(outputs) * padded(depth), dtype=np.float32)
+        if depth % LANES:  # rows that no filter or channel has
+            panels[:] = 0
         _run(weight.reshape(-1), F, C, outputs, padded(depth), panels, side, transposed)
         memo[key] = panels
     return memo[key]
