@@ -231,14 +231,15 @@ def test_accumulated_parts_equal_the_whole_batch(normaliser):
     for parts in (1, 2, 3):
         model = tiny_model(normaliser=normaliser)
         (batch,) = Loader(tiny_data(), model.config.preprocess, batch_size=8, images=8)
+        # In float64: with fewer images another convolution may be the faster one, and round otherwise.
+        batch = replace(batch, images=batch.images.astype(np.float64))
         measured.append(batch_gradient(model, batch, parts, 100.0))
         gradients.append({name: p.grad for name, p in model.named_parameters()})
     for other, got in zip(gradients[1:], measured[1:], strict=True):
         assert got.positives == measured[0].positives and got.moving == measured[0].moving
         assert got.loss == pytest.approx(measured[0].loss, rel=1e-6)
         for name, g in gradients[0].items():
-            # With fewer images another convolution may be the faster one, and rounds otherwise.
-            np.testing.assert_allclose(other[name], g, rtol=1e-4, atol=5e-6 * float(np.abs(g).max()), err_msg=name)
+            np.testing.assert_allclose(other[name], g, rtol=1e-6, atol=1e-6 * float(np.abs(g).max()), err_msg=name)
 
 
 def test_it_runs_on_any_array_library():
