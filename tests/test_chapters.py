@@ -17,9 +17,17 @@ CHAPTERS = sorted((ROOT / "chapters").glob("*.py"))
 ROWS = ["Needs", "Reads", "Source", "Time"]
 LONG = 30  # seconds; a chapter that takes longer trains, and is tried with
 FEW_IMAGES = 480
+TRAINING = ("04", "07")  # chapters that train, marked slow
 MOST_LINES = 250
 
 each_chapter = pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+each_to_run = pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, id=path.stem, marks=pytest.mark.slow if path.stem[:2] in TRAINING else ())
+        for path in CHAPTERS
+    ],
+)
 
 
 def cells(text: str) -> list[tuple[str, str]]:
@@ -105,7 +113,7 @@ def test_the_form_is_looked_at(old, new, fault):
     assert any(fault in found for found in faults(1, text.replace(old, new)))
 
 
-@each_chapter
+@each_to_run
 def test_it_runs(path, tmp_path):
     """As a reader runs it, warnings being errors; the pictures show something."""
     environment = os.environ | {"MINIDET_CHAPTER_OUT": str(tmp_path)}
