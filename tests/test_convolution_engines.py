@@ -209,7 +209,7 @@ def test_results_repeat_and_do_not_depend_on_the_threads(version, everywhere):
     assert ran
 
 
-@pytest.mark.parametrize("lanes", [pytest.param(4, marks=pytest.mark.slow), 8, pytest.param(16, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("lanes", [8, *(pytest.param(lanes, marks=pytest.mark.slow) for lanes in (4, 16))])
 def test_other_vector_widths(lanes):
     """The same checks on machines with narrower vectors, which this one can imitate, and with the widest."""
     lanes_here = pytest.importorskip("minidet.kernels.convolution.cpu.lanes").LANES
