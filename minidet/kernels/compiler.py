@@ -19,11 +19,11 @@ from pathlib import Path
 
 import numba
 
-SPINS = 1000
-"""Turns an idle thread of Numba's OpenMP pool spins before it sleeps (libgomp spins for milliseconds by
-default).  NumPy's matrix products wake another pool of threads; one pool's spinning then takes the cores
-from the other, which costs more than the product itself."""
-
+SPINS = 1_000_000
+"""Turns an idle thread of Numba's OpenMP pool spins before it sleeps.  A training step forks and joins hundreds of
+times with little Python in between, and on a virtual machine a thread that sleeps takes long to wake: with 1,000
+turns, two threads were hardly faster than one.  No other pool of threads runs in between: float32 convolutions
+leave NumPy's matrix products alone, whose own threads would be kept from the cores by the spinning."""
 
 KEPT_DAYS = 30
 """Compiled code of other sources is kept so long after its last use: somebody may go back and forth."""
