@@ -213,10 +213,8 @@ assert error["Winograd F(4, 3)"] > error["direct"] and speed["Winograd F(4, 3)"]
 # %% [markdown]
 # ## How cost grows
 #
-# Convolutions, and what they must remember for the way back, grow with the number of pixels.  A training step of
-# RetinaNet on ResNet-50, measured by `python -m tests.benchmarks.growth`:
-#
-# ![Time and memory of a training step against the size of the images and of the batch](pictures/growth.png)
+# Convolutions, and what they must remember for the way back, grow with the number of pixels: for a training step of
+# RetinaNet on ResNet-50, `python -m tests.benchmarks.growth --picture growth.png` measures and draws it.
 #
 # What else can grow is the number of objects.  Matching compares each anchor with each object; suppression
 # compares each box with those it could overlap.  The anchors here are those of an image of 512 x 512.
