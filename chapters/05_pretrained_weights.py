@@ -14,7 +14,7 @@
 # | Needs | chapter 3 (the prior), chapter 4 (training) |
 # | Reads | `minidet/weights/unpickling.py`, `minidet/weights/tensors.py`, `minidet/weights/initial.py` |
 # | Source | Lin et al., arXiv:1708.02002, section 4.1; the Python library reference, `pickletools` |
-# | Time | about 40 s on two cores |
+# | Time | about 20 s on two cores |
 
 # %%
 import os

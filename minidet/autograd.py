@@ -6,7 +6,6 @@ into the gradients of its inputs.  Nothing else is needed: the graph is the chai
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -67,7 +66,6 @@ class Tensor:
     """
 
     __array_ufunc__ = None  # `array + tensor` asks Tensor.__radd__ instead of looping over elements
-    add_into = staticmethod(operator.iadd)  # ops put a faster one here
     __slots__ = ("__weakref__", "_data", "grad", "memo", "node", "requires_grad")
 
     def __init__(self, data: Array, *, requires_grad: bool = False, node: Node | None = None):
@@ -205,8 +203,12 @@ def _sum(first: tuple[Array, bool], second: tuple[Array, bool]) -> Array:
     """Of two gradients; in place only where nobody else holds one, for an op may hand the same to two inputs."""
     (a, ours), (b, theirs) = first, second
     if ours:
-        return Tensor.add_into(a, b)
-    return Tensor.add_into(b, a) if theirs else a + b
+        a += b
+        return a
+    if theirs:
+        b += a
+        return b
+    return a + b
 
 
 def checkpoint(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:

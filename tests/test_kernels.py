@@ -193,7 +193,6 @@ CASES = {
     kernels.rectify: numbers,
     kernels.rectify_gradient: number_pairs,
     kernels.rectify_sum: number_pairs,
-    kernels.add_into: number_pairs,
     kernels.scale_rows: filters,
     kernels.column_sums: lambda rng: ((gy,) for gy, _ in maps_with_gradients(rng)),
     kernels.epilogue_gradient: epilogues,

@@ -7,7 +7,6 @@ from minidet.kernels.focal import focal_loss, focal_terms
 from minidet.kernels.kernel import Kernel, only
 from minidet.kernels.normalization import normalize_groups, normalize_groups_gradient
 from minidet.kernels.pointwise import (
-    add_into,
     column_sums,
     epilogue_gradient,
     rectify,
@@ -34,7 +33,6 @@ ALL = (
     rectify,
     rectify_gradient,
     rectify_sum,
-    add_into,
     scale_rows,
     column_sums,
     epilogue_gradient,
@@ -52,7 +50,6 @@ ALL = (
 __all__ = [
     "ALL",
     "Kernel",
-    "add_into",
     "areas",
     "batched_nms",
     "best_matches",

@@ -98,8 +98,7 @@ def keep_freed_memory() -> bool:
     """Have the C library keep freed memory for the next array; whether it will.
 
     A training step frees what the next one allocates again.  Given back to the system in between, every page
-    must be fetched and cleared anew, which took 5 % of a step.  Only glibc can be asked, and only where
-    the environment says nothing about it.
+    must be fetched and cleared anew.  Only glibc can be asked, and only where the environment says nothing about it.
     """
     asked = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
     if sys.platform != "linux" or any(name in os.environ for name in asked):

@@ -51,19 +51,6 @@ def rectify_gradient(gy, y):
 
 
 @Kernel
-def add_into(total, x):
-    """`total`, to which `x` was added in place.
-
-    Shapes:
-        total: any
-        x: the shape of total
-        returns: the shape of total
-    """
-    total += x
-    return total
-
-
-@Kernel
 def scale_rows(x, scale):
     """scale[f] * x[f] for every f.
 
@@ -127,14 +114,6 @@ def _rectify_gradient_numba(gy, y):
     return gx
 
 
-@add_into.faster_on(
-    "numpy", when=lambda total, x: total.size > BLOCK and total.dtype == x.dtype and total.flags.c_contiguous
-)
-def _add_into_numba(total, x):
-    _add_into(total.reshape(-1), np.ascontiguousarray(x).reshape(-1))
-    return total
-
-
 @scale_rows.faster_on("numpy", when=lambda x, scale: x.size > BLOCK and x.dtype == scale.dtype)
 def _scale_rows_numba(x, scale):
     y = np.empty(x.shape, x.dtype)
@@ -186,14 +165,6 @@ def _rectify_sum(a, b, y, zero):
         for i in range(len(first)):
             total = first[i] + second[i]
             out[i] = zero if total < zero else total
-
-
-@njit(parallel=True, cache=True)
-def _add_into(total, x):
-    for block in prange(-(-len(total) // BLOCK)):
-        out, part = total[block * BLOCK : (block + 1) * BLOCK], x[block * BLOCK : (block + 1) * BLOCK]
-        for i in range(len(part)):
-            out[i] += part[i]
 
 
 @njit(parallel=True, cache=True)

@@ -7,7 +7,6 @@ from itertools import zip_longest
 
 from minidet.autograd import Tensor, record
 from minidet.backend import Array
-from minidet.kernels import add_into
 
 Operand = Tensor | Array | float
 
@@ -247,4 +246,3 @@ Tensor.__rtruediv__ = lambda self, other: div(other, self)
 Tensor.__neg__ = neg
 Tensor.__pow__ = power
 Tensor.__matmul__ = matmul
-Tensor.add_into = staticmethod(add_into)
