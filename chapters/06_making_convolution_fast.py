@@ -21,13 +21,14 @@ from pathlib import Path
 from time import perf_counter
 
 import numpy as np
-from numba import get_num_threads, njit, prange
+from numba import get_num_threads, njit
 
 import minidet as md
 from minidet.kernels import batched_nms, best_matches, convolve, gather_windows, only
 from minidet.kernels.convolution import Geometry
 from minidet.kernels.convolution.cpu.lanes import LANES, ROWS, VECTORS, WIDTH
 from minidet.kernels.convolution.cpu.microkernel import multiply_tile
+from minidet.kernels.parallel import parallel
 from minidet.plots import bars, lines
 
 rng = np.random.default_rng(6)
@@ -63,10 +64,9 @@ assert operations == 1_207_959_552 and operations / numbers > 1000
 # innermost piece of the library, the *register tile*, work on a few kilobytes that never leave the first cache.
 
 # %%
-@njit(parallel=True)
-def busy(threads, repeats):
-    for _ in prange(threads):
-        one_thread(repeats)
+@parallel
+def busy(thread, repeats):
+    one_thread(repeats)
 
 
 @njit

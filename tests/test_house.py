@@ -183,7 +183,7 @@ def test_the_path_of_definitions_is_short(capsys):
             node.end_lineno - node.lineno + 1 + len(node.decorator_list)
             for node in tree(path).body
             if isinstance(node, ast.FunctionDef)
-            and any(word in ast.unparse(d) for d in node.decorator_list for word in ("njit", "faster_on"))
+            and any(word in ast.unparse(d) for d in node.decorator_list for word in ("njit", "parallel", "faster_on"))
         ]
         count += code_lines(path) - sum(compiled)
     with capsys.disabled():

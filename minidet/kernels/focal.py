@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 from minidet import backend
 from minidet.kernels.kernel import Kernel
+from minidet.kernels.parallel import parallel
 
 BACKGROUND = -1
 """Label of an anchor without an object: its target is 0 for every class."""
@@ -82,7 +83,7 @@ def _focal_loss_numba(logits, labels, alpha: float | None, gamma: float):
     sums = np.zeros((N, -(-R // rows)))  # one for each block, not thread: the same for any number of threads
     objects, background = (1.0, 1.0) if alpha is None else (alpha, 1.0 - alpha)
     weights = np.asarray((objects, background, gamma), np.float32)
-    _focal_loss(np.ascontiguousarray(logits), np.ascontiguousarray(labels), rows, weights, sums, gradient)
+    _focal_block(sums.size, np.ascontiguousarray(logits), np.ascontiguousarray(labels), rows, weights, sums, gradient)
     return sums.sum(axis=1).astype(np.float32), gradient
 
 
@@ -93,18 +94,12 @@ def _focal_loss_numba(logits, labels, alpha: float | None, gamma: float):
 _BLOCK = 1 << 11  # logits whose terms are summed in float32
 
 
-@njit(parallel=True, cache=True)
-def _focal_loss(logits, labels, rows, weights, sums, gradient):
-    N, blocks = sums.shape
-    for both in prange(N * blocks):
-        n, block = both // blocks, both % blocks
-        part = slice(block * rows, (block + 1) * rows)
-        sums[n, block] = _focal_block(logits[n, part], labels[n, part], weights, gradient[n, part])
-
-
-@njit(cache=True)
-def _focal_block(logits, labels, weights, gradient):
+@parallel
+def _focal_block(both, all_logits, all_labels, rows, weights, sums, gradients):
     """The loss of some anchors of one image; their gradient is written."""
+    n, block = both // sums.shape[1], both % sums.shape[1]
+    part = slice(block * rows, (block + 1) * rows)
+    logits, labels, gradient = all_logits[n, part], all_labels[n, part], gradients[n, part]
     R, K = logits.shape
     x, g = logits.reshape(-1), gradient.reshape(-1)
     total, r = 0.0, 0
@@ -127,10 +122,10 @@ def _focal_block(logits, labels, weights, gradient):
                 loss, gradient[i, label] = _focal_term(logits[i, label], weights[0], weights[2])
                 total += loss
         r = stop
-    return total
+    sums[n, block] = total
 
 
-@njit(cache=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz"})
+@njit(error_model="numpy", fastmath={"contract", "reassoc", "nsz"})
 def _background(x, weight, gamma, g):
     total = _f32(0)
     if gamma == _f32(2):

@@ -6,10 +6,10 @@ import math
 from itertools import pairwise
 
 import numpy as np
-from numba import njit, prange
 
 from minidet import backend
 from minidet.kernels.kernel import Kernel
+from minidet.kernels.parallel import parallel
 
 Maps = tuple[tuple[int, int], ...]
 
@@ -91,14 +91,20 @@ def _starts(maps: Maps) -> np.ndarray:
 @normalize_groups.faster_on("numpy")
 def _normalize_groups_numba(x, weight, bias, groups: int, eps: float, maps: Maps, relu: bool):
     weight, bias = weight.astype(x.dtype, copy=False), bias.astype(x.dtype, copy=False)
-    return _normalize(np.ascontiguousarray(x), weight, bias, groups, eps, _starts(maps), _floor(x, relu))
+    N, x, y = len(x), np.ascontiguousarray(x), np.empty(x.shape, x.dtype)
+    means, scales = np.empty((N, len(maps), groups), x.dtype), np.empty((N, len(maps), groups), x.dtype)
+    _normalize_image(N, x, weight, bias, eps, _starts(maps), _floor(x, relu), y, means, scales)
+    return y, means, scales
 
 
 @normalize_groups_gradient.faster_on("numpy")
 def _normalize_groups_gradient_numba(x, gy, weight, mean, scale, maps: Maps, y):
     weight, floor = weight.astype(x.dtype, copy=False), _floor(x, y is not None)
     x, gy, y = (np.ascontiguousarray(a) for a in (x, gy, x if y is None else y))
-    gx, gweight, gbias = _normalize_gradient(x, gy, weight, mean, scale, _starts(maps), y, floor)
+    (N, _, C), gx = x.shape, np.empty(gy.shape, gy.dtype)
+    gweight, gbias = np.zeros((N, C)), np.zeros((N, C))  # a row per image: threads never write to the same sum
+    starts = _starts(maps)
+    _normalize_image_gradient(N, x, gy, weight, mean, scale, starts, y, floor, gx, gweight, gbias)
     return gx, gweight.sum(axis=0).astype(gy.dtype), gbias.sum(axis=0).astype(gy.dtype)
 
 
@@ -107,29 +113,19 @@ def _floor(x, relu: bool):
     return x.dtype.type(0 if relu else -np.inf)
 
 
-# The loops over images are all that is parallel: a short parallel function compiles fast.  An image stays in
-# cache; its sums are per channel, so that the inner loops run along memory and vectorise, and in float64 after
-# every few pixels.
+# An image stays in cache; its sums are per channel, so that the inner loops run along memory and vectorise, and in
+# float64 after every few pixels.
 _RUN = 64  # pixels
 
 
-@njit(parallel=True, cache=True)
-def _normalize(x, weight, bias, groups, eps, starts, floor):
-    N, L = x.shape[0], starts.size - 1
-    y = np.empty_like(x)
-    means, scales = np.empty((N, L, groups), x.dtype), np.empty((N, L, groups), x.dtype)
-    for n in prange(N):
-        _normalize_image(x[n], weight, bias, eps, starts, floor, y[n], means[n], scales[n])
-    return y, means, scales
-
-
-@njit(cache=True, error_model="numpy")
-def _normalize_image(x, weight, bias, eps, starts, floor, y, means, scales):
+@parallel(error_model="numpy")
+def _normalize_image(n, x, weight, bias, eps, starts, floor, y, means, scales):
     """One image.
 
     One pass finds mean and variance: sums of x - pivot and of its square, with a pixel's value for the
     pivot, so that a large mean cancels nothing; then each group's from its channels' (Chan et al. 1979).
     """
+    x, y, means, scales = x[n], y[n], means[n], scales[n]
     C, groups = x.shape[1], means.shape[1]
     width = C // groups
     total, square = np.empty(C), np.empty(C)
@@ -170,21 +166,9 @@ def _normalize_image(x, weight, bias, eps, starts, floor, y, means, scales):
                 out[s, c] = floor if value < floor else value
 
 
-@njit(parallel=True, cache=True)
-def _normalize_gradient(x, gy, weight, mean, scale, starts, y, floor):
-    N, _, C = x.shape
-    gx = np.empty_like(gy)
-    # A row per image: threads never write to the same sum.
-    gweight, gbias = np.zeros((N, C)), np.zeros((N, C))
-    for n in prange(N):
-        _normalize_image_gradient(
-            x[n], gy[n], weight, mean[n], scale[n], starts, y[n], floor, gx[n], gweight[n], gbias[n]
-        )
-    return gx, gweight, gbias
-
-
-@njit(cache=True, error_model="numpy")
-def _normalize_image_gradient(x, gy, weight, mean, scale, starts, y, floor, gx, gweight, gbias):
+@parallel(error_model="numpy")
+def _normalize_image_gradient(n, x, gy, weight, mean, scale, starts, y, floor, gx, gweight, gbias):
+    x, gy, mean, scale, y, gx, gweight, gbias = x[n], gy[n], mean[n], scale[n], y[n], gx[n], gweight[n], gbias[n]
     C, groups = x.shape[1], mean.shape[1]
     width, zero = C // groups, x.dtype.type(0)
     sum_g, sum_gn = np.empty(C), np.empty(C)

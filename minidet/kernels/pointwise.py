@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
 
 from minidet import backend
 from minidet.kernels.kernel import Kernel
+from minidet.kernels.parallel import parallel
 
 BLOCK = 1 << 14
 """Elements a thread takes at a time: 64 KiB of float32."""
@@ -94,7 +94,7 @@ def epilogue_gradient(gy, y, scale):
 @rectify.faster_on("numpy", when=lambda first, *_: first.size > BLOCK)
 def _rectify_numba(x):
     y = np.empty(x.shape, x.dtype)
-    _rectify(np.ascontiguousarray(x).reshape(-1), y.reshape(-1), x.dtype.type(0))
+    _rectify(-(-x.size // BLOCK), np.ascontiguousarray(x).reshape(-1), y.reshape(-1), x.dtype.type(0))
     return y
 
 
@@ -102,7 +102,7 @@ def _rectify_numba(x):
 def _rectify_sum_numba(a, b):
     y = np.empty(a.shape, a.dtype)
     flat_a, flat_b = (np.ascontiguousarray(x).reshape(-1) for x in (a, b))
-    _rectify_sum(flat_a, flat_b, y.reshape(-1), a.dtype.type(0))
+    _rectify_sum(-(-a.size // BLOCK), flat_a, flat_b, y.reshape(-1), a.dtype.type(0))
     return y
 
 
@@ -110,14 +110,14 @@ def _rectify_sum_numba(a, b):
 def _rectify_gradient_numba(gy, y):
     gx = np.empty(gy.shape, gy.dtype)
     flat_gy, flat_y = (np.ascontiguousarray(a).reshape(-1) for a in (gy, y))
-    _rectify_gradient(flat_gy, flat_y, gx.reshape(-1), gy.dtype.type(0))
+    _rectify_gradient(-(-gy.size // BLOCK), flat_gy, flat_y, gx.reshape(-1), gy.dtype.type(0))
     return gx
 
 
 @scale_rows.faster_on("numpy", when=lambda x, scale: x.size > BLOCK and x.dtype == scale.dtype)
 def _scale_rows_numba(x, scale):
     y = np.empty(x.shape, x.dtype)
-    _scale_rows(np.ascontiguousarray(x).reshape(len(x), -1), scale, y.reshape(len(x), -1))
+    _scale_row(len(x), np.ascontiguousarray(x).reshape(len(x), -1), scale, y.reshape(len(x), -1))
     return y
 
 
@@ -125,7 +125,7 @@ def _scale_rows_numba(x, scale):
 def _column_sums_numba(g):
     rows = np.ascontiguousarray(g).reshape(-1, g.shape[-1])
     sums = _partial_sums(rows)
-    _column_sums(rows, sums)
+    _column_sums(len(sums), rows, sums)
     return sums.sum(axis=0, dtype=np.float64).astype(g.dtype)
 
 
@@ -134,7 +134,7 @@ def _epilogue_gradient_numba(gy, y, scale):
     F, gs = gy.shape[-1], np.empty(gy.shape, gy.dtype)
     rows, y = (np.ascontiguousarray(a).reshape(-1, F) for a in (gy, y))
     scale, sums = np.ones(F, gy.dtype) if scale is None else scale.astype(gy.dtype), _partial_sums(rows)
-    _epilogue_gradient(rows, y, scale, gs.reshape(-1, F), sums, gy.dtype.type(0))
+    _epilogue_gradient(len(sums), rows, y, scale, gs.reshape(-1, F), sums, gy.dtype.type(0))
     return gs, sums.sum(axis=0, dtype=np.float64).astype(gy.dtype)
 
 
@@ -149,59 +149,53 @@ def _partial_sums(rows):
 # loop between two bounds Numba does not know.
 
 
-@njit(parallel=True, cache=True)
-def _rectify(x, y, zero):
-    for block in prange(-(-x.size // BLOCK)):
-        part, out = x[block * BLOCK : (block + 1) * BLOCK], y[block * BLOCK : (block + 1) * BLOCK]
-        for i in range(len(part)):
-            out[i] = zero if part[i] < zero else part[i]
+@parallel
+def _rectify(block, x, y, zero):
+    part, out = x[block * BLOCK : (block + 1) * BLOCK], y[block * BLOCK : (block + 1) * BLOCK]
+    for i in range(len(part)):
+        out[i] = zero if part[i] < zero else part[i]
 
 
-@njit(parallel=True, cache=True)
-def _rectify_sum(a, b, y, zero):
-    for block in prange(-(-a.size // BLOCK)):
-        first, second = a[block * BLOCK : (block + 1) * BLOCK], b[block * BLOCK : (block + 1) * BLOCK]
-        out = y[block * BLOCK : (block + 1) * BLOCK]
-        for i in range(len(first)):
-            total = first[i] + second[i]
-            out[i] = zero if total < zero else total
+@parallel
+def _rectify_sum(block, a, b, y, zero):
+    first, second = a[block * BLOCK : (block + 1) * BLOCK], b[block * BLOCK : (block + 1) * BLOCK]
+    out = y[block * BLOCK : (block + 1) * BLOCK]
+    for i in range(len(first)):
+        total = first[i] + second[i]
+        out[i] = zero if total < zero else total
 
 
-@njit(parallel=True, cache=True)
-def _scale_rows(x, scale, y):
-    for f in prange(len(x)):
-        row, out, factor = x[f], y[f], scale[f]
-        for i in range(len(row)):
-            out[i] = row[i] * factor
+@parallel
+def _scale_row(f, x, scale, y):
+    row, out, factor = x[f], y[f], scale[f]
+    for i in range(len(row)):
+        out[i] = row[i] * factor
 
 
-@njit(parallel=True, cache=True)
-def _rectify_gradient(gy, y, gx, zero):
-    for block in prange(-(-gy.size // BLOCK)):
-        part, value = gy[block * BLOCK : (block + 1) * BLOCK], y[block * BLOCK : (block + 1) * BLOCK]
-        out = gx[block * BLOCK : (block + 1) * BLOCK]
-        for i in range(len(part)):
-            out[i] = part[i] if value[i] > zero else zero
+@parallel
+def _rectify_gradient(block, gy, y, gx, zero):
+    part, value = gy[block * BLOCK : (block + 1) * BLOCK], y[block * BLOCK : (block + 1) * BLOCK]
+    out = gx[block * BLOCK : (block + 1) * BLOCK]
+    for i in range(len(part)):
+        out[i] = part[i] if value[i] > zero else zero
 
 
-@njit(parallel=True, cache=True)
-def _column_sums(rows, sums):
+@parallel
+def _column_sums(block, rows, sums):
     step = -(-len(rows) // len(sums))
-    for block in prange(len(sums)):
-        part, total = rows[block * step : (block + 1) * step], sums[block]
-        for p in range(len(part)):
-            for f in range(len(total)):
-                total[f] += part[p, f]
+    part, total = rows[block * step : (block + 1) * step], sums[block]
+    for p in range(len(part)):
+        for f in range(len(total)):
+            total[f] += part[p, f]
 
 
-@njit(parallel=True, cache=True)
-def _epilogue_gradient(gy, y, scale, gs, sums, zero):
+@parallel
+def _epilogue_gradient(block, gy, y, scale, gs, sums, zero):
     step = -(-len(gy) // len(sums))
-    for block in prange(len(sums)):
-        part, value = gy[block * step : (block + 1) * step], y[block * step : (block + 1) * step]
-        out, total = gs[block * step : (block + 1) * step], sums[block]
-        for p in range(len(part)):
-            for f in range(len(total)):
-                g = part[p, f] if value[p, f] > zero else zero
-                out[p, f] = g * scale[f]
-                total[f] += g
+    part, value = gy[block * step : (block + 1) * step], y[block * step : (block + 1) * step]
+    out, total = gs[block * step : (block + 1) * step], sums[block]
+    for p in range(len(part)):
+        for f in range(len(total)):
+            g = part[p, f] if value[p, f] > zero else zero
+            out[p, f] = g * scale[f]
+            total[f] += g

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 from minidet import backend
 from minidet.kernels.kernel import Kernel
+from minidet.kernels.parallel import parallel
 from minidet.kernels.windows import every, output_size
 
 
@@ -22,9 +23,7 @@ def max_pool(x, size: int, stride: int, padding: int):
     xp = backend.namespace(x)
     N, H, W, C = x.shape
     P, Q = (output_size(n + 2 * padding, size, stride, 1) for n in (H, W))
-    padded = xp.full(
-        (N, H + 2 * padding, W + 2 * padding, C), -float("inf"), dtype=x.dtype, device=x.device
-    )
+    padded = xp.full((N, H + 2 * padding, W + 2 * padding, C), -float("inf"), dtype=x.dtype, device=x.device)
     padded[:, padding : padding + H, padding : padding + W, :] = x
     best = padded[:, every(0, stride, P), every(0, stride, Q), :] + 0
     winners = xp.zeros((N, P, Q, C), dtype=xp.uint8, device=x.device)
@@ -62,31 +61,25 @@ def _max_pool_numba(x, size: int, stride: int, padding: int):
     N, H, W, C = x.shape
     P, Q = (output_size(n + 2 * padding, size, stride, 1) for n in (H, W))
     best, winners = np.empty((N, P, Q, C), x.dtype), np.empty((N, P, Q, C), np.uint8)
-    _max_pool(np.ascontiguousarray(x), size, stride, padding, best, winners)
+    _max_pool_row(N * P, np.ascontiguousarray(x), size, stride, padding, best, winners)
     return best, winners
 
 
 @max_pool_gradient.faster_on("numpy")
 def _max_pool_gradient_numba(gy, winners, height: int, width: int, size: int, stride: int, padding: int):
     gx = np.zeros((gy.shape[0], height, width, gy.shape[3]), gy.dtype)
-    _max_pool_gradient(np.ascontiguousarray(gy), winners, size, stride, padding, gx)
+    _max_pool_gradient(len(gy), np.ascontiguousarray(gy), winners, size, stride, padding, gx)
     return gx
 
 
-@njit(parallel=True, cache=True)
-def _max_pool(x, size, stride, padding, best, winners):
-    N, P = best.shape[:2]
-    for row in prange(N * P):
-        n, p = row // P, row % P
-        _max_pool_row(x[n], p * stride - padding, size, stride, padding, best[n, p], winners[n, p])
+# The loops over channels are functions of their own, which store choices instead of branching and number the winners
+# in the width of the values: so the compiler turns them into vector instructions.
 
 
-# The loops over channels store choices instead of branching, and number the winners in the width of the
-# values, so that they become vector instructions.
-
-
-@njit(cache=True)
-def _max_pool_row(x, top, size, stride, padding, best, winners):
+@parallel
+def _max_pool_row(row, images, size, stride, padding, values, taps):
+    n, p = row // values.shape[1], row % values.shape[1]
+    x, best, winners, top = images[n], values[n, p], taps[n, p], p * stride - padding
     H, W, C = x.shape
     high, who = np.empty(C, x.dtype), np.empty(C, np.int32)
     for q in range(len(best)):
@@ -95,35 +88,43 @@ def _max_pool_row(x, top, size, stride, padding, best, winners):
         for tap in range(size * size):
             h, w = top + tap // size, q * stride + tap % size - padding
             if 0 <= h < H and 0 <= w < W:
-                pixel, number = x[h, w], np.int32(tap)
-                for c in range(C):
-                    v, b = pixel[c], high[c]
-                    better = not (v <= b) and b == b  # only a NaN differs from itself
-                    high[c] = v if better else b
-                    who[c] = number if better else who[c]
-        for c in range(C):
-            best[q, c] = high[c]
-            winners[q, c] = who[c]
+                _contest(x[h, w], np.int32(tap), high, who)
+        _store(high, who, best[q], winners[q])
 
 
-@njit(parallel=True, cache=True)
-def _max_pool_gradient(gy, winners, size, stride, padding, gx):
-    for n in prange(gy.shape[0]):  # windows of one image overlap, those of two never do
-        _max_pool_image_gradient(gy[n], winners[n], size, stride, padding, gx[n])
+@njit
+def _contest(pixel, tap, high, who):
+    for c in range(len(high)):
+        v, b = pixel[c], high[c]
+        better = not (v <= b) and b == b  # only a NaN differs from itself
+        high[c] = v if better else b
+        who[c] = tap if better else who[c]
 
 
-@njit(cache=True)
-def _max_pool_image_gradient(gy, winners, size, stride, padding, gx):
+@njit
+def _store(high, who, best, winners):
+    for c in range(len(high)):
+        best[c] = high[c]
+        winners[c] = who[c]
+
+
+@parallel
+def _max_pool_gradient(n, gy, winners, size, stride, padding, gx):
+    gy, winners, gx = gy[n], winners[n], gx[n]  # windows of one image overlap, those of two never do
     H, W, C = gx.shape
-    zero, who = gy.dtype.type(0), np.empty(C, np.int32)
+    who = np.empty(C, np.int32)
     for p in range(gy.shape[0]):
         for q in range(gy.shape[1]):
-            g = gy[p, q]
             for c in range(C):
                 who[c] = winners[p, q, c]
             for tap in range(size * size):
                 h, w = p * stride + tap // size - padding, q * stride + tap % size - padding
                 if 0 <= h < H and 0 <= w < W:
-                    pixel, number = gx[h, w], np.int32(tap)
-                    for c in range(C):
-                        pixel[c] += g[c] if who[c] == number else zero
+                    _hand_over(gy[p, q], who, np.int32(tap), gx[h, w])
+
+
+@njit
+def _hand_over(g, who, tap, pixel):
+    zero = g.dtype.type(0)
+    for c in range(len(pixel)):
+        pixel[c] += g[c] if who[c] == tap else zero

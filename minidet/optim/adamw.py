@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-from numba import njit, prange
 
 from minidet import backend
 from minidet.backend import Array
 from minidet.kernels.kernel import Kernel
+from minidet.kernels.parallel import parallel
 from minidet.kernels.pointwise import BLOCK
 
 
@@ -85,12 +85,13 @@ def flat_views(p, g, *rest) -> bool:
 def _adamw_step_numba(p, g, m, v, keep, beta1, beta2, eps, rate):
     # One pass over memory instead of a dozen.
     constants = np.array((keep, 1 - beta1, beta2, 1 - beta2, eps, rate), dtype=p.dtype)
-    step = _adamw if p.size <= BLOCK else _adamw_on_all_cores
-    step(p.reshape(-1), g.reshape(-1), m.reshape(-1), v.reshape(-1), constants)
+    _adamw(-(-p.size // BLOCK), p.reshape(-1), g.reshape(-1), m.reshape(-1), v.reshape(-1), constants)
 
 
-@njit(cache=True, error_model="numpy")
-def _adamw(p, g, m, v, c):
+@parallel(error_model="numpy")
+def _adamw(block, p, g, m, v, c):
+    part = slice(block * BLOCK, (block + 1) * BLOCK)
+    p, g, m, v = p[part], g[part], m[part], v[part]
     keep, fresh1, beta2, fresh2, eps, rate = c[0], c[1], c[2], c[3], c[4], c[5]
     for i in range(len(p)):
         mean = m[i] + (g[i] - m[i]) * fresh1
@@ -98,10 +99,3 @@ def _adamw(p, g, m, v, c):
         m[i] = mean
         v[i] = square
         p[i] = p[i] * keep - rate * mean / (np.sqrt(square) + eps)
-
-
-@njit(parallel=True, cache=True)
-def _adamw_on_all_cores(p, g, m, v, c):
-    for block in prange(-(-len(p) // BLOCK)):
-        part = slice(block * BLOCK, (block + 1) * BLOCK)
-        _adamw(p[part], g[part], m[part], v[part], c)

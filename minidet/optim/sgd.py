@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-from numba import njit, prange
 
 from minidet.backend import Array
 from minidet.kernels.kernel import Kernel
+from minidet.kernels.parallel import parallel
 from minidet.kernels.pointwise import BLOCK
 from minidet.optim.adamw import flat_views
 
@@ -67,22 +67,16 @@ def sgd_step(p, g, u, weight_decay: float, momentum: float, direct: float, throu
 @sgd_step.faster_on("numpy", when=flat_views)
 def _sgd_step_numba(p, g, u, *constants):
     # One pass over memory instead of eight.
-    step = _sgd if p.size <= BLOCK else _sgd_on_all_cores
-    step(p.reshape(-1), g.reshape(-1), u.reshape(-1), np.asarray(constants, p.dtype))
+    _sgd(-(-p.size // BLOCK), p.reshape(-1), g.reshape(-1), u.reshape(-1), np.asarray(constants, p.dtype))
 
 
-@njit(cache=True)
-def _sgd(p, g, u, c):
+@parallel
+def _sgd(block, p, g, u, c):
+    part = slice(block * BLOCK, (block + 1) * BLOCK)
+    p, g, u = p[part], g[part], u[part]
     weight_decay, momentum, direct, through = c[0], c[1], c[2], c[3]
     for i in range(len(p)):
         d = g[i] + weight_decay * p[i]
         velocity = momentum * u[i] + d
         u[i] = velocity
         p[i] -= direct * d + through * velocity
-
-
-@njit(parallel=True, cache=True)
-def _sgd_on_all_cores(p, g, u, c):
-    for block in prange(-(-len(p) // BLOCK)):
-        part = slice(block * BLOCK, (block + 1) * BLOCK)
-        _sgd(p[part], g[part], u[part], c)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 
 import numpy as np
-from numba import get_num_threads, njit, prange
+from numba import get_num_threads
 
 from minidet.kernels.convolution.cpu.lanes import ROWS, VECTORS, WIDTH
 from minidet.kernels.convolution.cpu.microkernel import multiply_tile
+from minidet.kernels.parallel import parallel
 
 DEPTH = 128
 REPEATS = 20_000
@@ -25,14 +26,8 @@ def peak_gflops() -> float:
     return 2e-9 * threads * REPEATS * ROWS * WIDTH * DEPTH / best
 
 
-@njit(parallel=True)
-def _tiles(threads, repeats):
-    for _ in prange(threads):
-        _one_thread(repeats)
-
-
-@njit
-def _one_thread(repeats):
+@parallel
+def _tiles(thread, repeats):
     x, panel = np.ones(ROWS * DEPTH, np.float32), np.ones(DEPTH * WIDTH, np.float32)
     y, pixels = np.empty(ROWS * WIDTH, np.float32), np.arange(ROWS).astype(np.int32)
     epilogue = np.ones(2 * WIDTH, np.float32)

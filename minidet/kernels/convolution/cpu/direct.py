@@ -8,12 +8,12 @@ another plan.
 from __future__ import annotations
 
 import numpy as np
-from numba import get_num_threads, njit, prange
 
 from minidet.kernels.convolution.cpu.lanes import LANES, ROWS, VECTORS, WIDTH
 from minidet.kernels.convolution.cpu.microkernel import multiply_tile
 from minidet.kernels.convolution.cpu.panels import padded
 from minidet.kernels.convolution.cpu.plan import Plan
+from minidet.kernels.parallel import parallel
 
 GROUP = 8
 """Tiles that one work unit runs through a panel of weights before it turns to the next panel."""
@@ -32,13 +32,11 @@ def gathered_product(x, plan: Plan, panels, outputs: int, *, depth: int, scale=N
     repeats = N // plan.images
     y = np.empty((N, plan.written // plan.images, outputs), dtype=np.float32)
     tiles = repeats * len(plan.tiles)
-    threads = get_num_threads()
-    rounds = -(-tiles // (threads * GROUP))
-    units = min(tiles, threads * rounds)
+    units = -(-tiles // GROUP)
     epilogue = epilogue_of(outputs, scale, bias)
     floor = np.float32(0 if relu else -np.inf)
-    _run(
-        units, tiles, x.reshape(-1), C, depth, np.zeros(depth, dtype=np.float32),
+    _unit(
+        units, units, tiles, x.reshape(-1), C, depth, np.zeros(depth, dtype=np.float32),
         plan.tiles, plan.sources, plan.targets.reshape(-1), plan.read, plan.written,
         panels, len(plan.order), y.reshape(-1), outputs, epilogue, floor,
     )  # fmt: skip
@@ -54,25 +52,13 @@ def epilogue_of(outputs: int, scale, bias):
     return epilogue.reshape(-1)
 
 
-@njit(parallel=True, cache=True)
-def _run(
-    units, tiles, x, pitch, depth, zeros, table, sources, targets, read, written,
-    panels, taps, y, outputs, epilogue, floor,
-):  # fmt: skip
-    for unit in prange(units):
-        first, last = unit * tiles // units, (unit + 1) * tiles // units
-        _unit(
-            first, last, x, pitch, depth, zeros, table, sources, targets, read, written,
-            panels, taps, y, outputs, epilogue, floor,
-        )  # fmt: skip
-
-
-@njit(cache=True)
+@parallel
 def _unit(
-    first, last, x, pitch, depth, zeros, table, sources, targets, read, written,
+    unit, units, tiles, x, pitch, depth, zeros, table, sources, targets, read, written,
     panels, taps, y, outputs, epilogue, floor,
 ):  # fmt: skip
-    """Tiles `first` to `last`, panel by panel."""
+    """Some neighbouring tiles, panel by panel."""
+    first, last = unit * tiles // units, (unit + 1) * tiles // units
     for column in range(0, outputs, WIDTH):
         valid = min(WIDTH, outputs - column)
         width = WIDTH if valid > LANES else LANES

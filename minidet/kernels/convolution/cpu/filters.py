@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 from minidet.kernels.convolution.cpu.lanes import LANES, WIDTH
 from minidet.kernels.convolution.cpu.microkernel import transpose_square
 from minidet.kernels.convolution.cpu.panels import padded
 from minidet.kernels.convolution.cpu.transform import TAPS, WEIGHT_2, WEIGHT_4, points, transform_vectors
+from minidet.kernels.parallel import parallel
 
 
 def transformed(weight, side: int, memo: dict, *, transposed: bool):
@@ -26,23 +27,16 @@ def transformed(weight, side: int, memo: dict, *, transposed: bool):
         panels = np.empty(points(side) * padded(outputs) * padded(depth), dtype=np.float32)
         if depth % LANES:  # rows that no filter or channel has
             panels[:] = 0
-        _run(weight.reshape(-1), F, C, outputs, padded(depth), panels, side, transposed)
+        unit, blocks = _turned if transposed else _straight, -(-outputs // LANES)
+        unit(blocks, weight.reshape(-1), F, C, outputs, padded(depth), panels, side)
         memo[key] = panels
     return memo[key]
 
 
-@njit(parallel=True, cache=True)
-def _run(weight, F, C, outputs, depth, panels, side, transposed):
-    for block in prange((outputs + LANES - 1) // LANES):
-        if transposed:
-            _turned(np.intp(block) * LANES, weight, F, C, outputs, depth, panels, side)
-        else:
-            _straight(np.intp(block) * LANES, weight, F, C, outputs, depth, panels, side)
-
-
-@njit(cache=True)
-def _straight(first, weight, F, C, outputs, depth, panels, side):
+@parallel
+def _straight(block, weight, F, C, outputs, depth, panels, side):
     """Outputs are filters: LANES of them are transformed side by side and then transposed."""
+    first = block * LANES
     square = np.zeros(points(side) * LANES * LANES, dtype=np.float32)
     place, width = _place(first, outputs, depth, side)
     for c in range(0, C, LANES):
@@ -53,16 +47,17 @@ def _straight(first, weight, F, C, outputs, depth, panels, side):
             transpose_square(panels, target, width, square, q * LANES * LANES, LANES, LANES)
 
 
-@njit(cache=True)
-def _turned(first, weight, F, C, outputs, depth, panels, side):
+@parallel
+def _turned(block, weight, F, C, outputs, depth, panels, side):
     """Outputs are channels, which lie side by side already; the last tap comes first."""
+    first = block * LANES
     place, width = _place(first, outputs, depth, side)
     for f in range(F):
         last = (f * TAPS * TAPS + TAPS * TAPS - 1) * C + first
         _transform(weight, last, -C, C - first, panels, place + f * width, depth * width, side)
 
 
-@njit(cache=True)
+@njit
 def _transform(weight, start, pitch, channels, target, to, apart, side):
     if side == 4:
         transform_vectors(weight, start, pitch, channels, target, to, apart, LANES, WEIGHT_4)
@@ -70,7 +65,7 @@ def _transform(weight, start, pitch, channels, target, to, apart, side):
         transform_vectors(weight, start, pitch, channels, target, to, apart, LANES, WEIGHT_2)
 
 
-@njit(cache=True)
+@njit
 def _place(first, outputs, depth, side):
     """Where output `first`, a multiple of LANES, stands at the panels' first point, and its panel's width."""
     column = first // WIDTH * WIDTH

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
 
 from minidet.kernels.convolution.cpu.lanes import LANES, WIDTH
 from minidet.kernels.convolution.cpu.microkernel import copy_run, transpose_square
+from minidet.kernels.parallel import parallel
 
 
 def packed(weight, order, memo: dict, *, transposed: bool):
@@ -25,7 +25,8 @@ def packed(weight, order, memo: dict, *, transposed: bool):
         outputs, depth = (C, F) if transposed else (F, C)
         output_stride, depth_stride = (1, T * C) if transposed else (T * C, 1)
         panels = np.empty(padded(outputs) * T * depth, dtype=np.float32)
-        _pack(weight.reshape(-1), order, panels, outputs, depth, output_stride, C, depth_stride)
+        blocks = -(-outputs // WIDTH) * len(order)
+        _pack_block(blocks, weight.reshape(-1), order, panels, outputs, depth, output_stride, C, depth_stride)
         memo[key] = panels
     return memo[key]
 
@@ -35,17 +36,7 @@ def padded(outputs: int) -> int:
     return -(-outputs // LANES) * LANES
 
 
-@njit(parallel=True, cache=True)
-def _pack(weight, order, panels, outputs, depth, output_stride, tap_stride, depth_stride):
-    taps = len(order)
-    for block in prange((outputs + WIDTH - 1) // WIDTH * taps):
-        # prange counts unsigned: without the cast the block would be compiled a second time.
-        _pack_block(
-            np.intp(block), weight, order, panels, outputs, depth, output_stride, tap_stride, depth_stride
-        )
-
-
-@njit(cache=True)
+@parallel
 def _pack_block(block, weight, order, panels, outputs, depth, output_stride, tap_stride, depth_stride):
     """One tap of one panel, in squares of LANES x LANES where they are whole."""
     taps = len(order)

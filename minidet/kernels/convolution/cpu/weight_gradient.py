@@ -8,12 +8,13 @@ columns; the register tile then adds up the products of a whole block before it 
 from __future__ import annotations
 
 import numpy as np
-from numba import get_num_threads, njit, prange
+from numba import get_num_threads, njit
 
 from minidet.kernels.convolution.cpu.lanes import LANES, ROWS, VECTORS, WIDTH
 from minidet.kernels.convolution.cpu.microkernel import accumulate_tile, copy_run
 from minidet.kernels.convolution.cpu.panels import padded
 from minidet.kernels.convolution.cpu.plan import Plan
+from minidet.kernels.parallel import parallel
 
 BLOCK = 128 // ROWS
 """Tiles of pixels in a block: long enough to hide loading and storing the sums."""
@@ -39,33 +40,21 @@ def outer_products(x, gy, plan: Plan, *, depth: int):
     shares, ranges = (threads, 1) if rows * columns <= FEW_WEIGHTS else (1, threads)
     sums = np.zeros((shares, rows, columns), dtype=np.float32)
     tiles = N // plan.images * len(plan.tiles)
-    _run(
-        shares, ranges, tiles, x.reshape(-1), C, depth, gy.reshape(-1), F,
+    _unit(
+        shares * ranges, shares, ranges, tiles, x.reshape(-1), C, depth, gy.reshape(-1), F,
         plan.tiles, plan.sources, plan.targets, plan.read, plan.written, sums.reshape(-1), rows, columns,
     )  # fmt: skip
     total = sums[0] if shares == 1 else sums.sum(axis=0)
     return np.ascontiguousarray(total[:F, : taps * padded(depth)].reshape(F, taps, -1)[:, :, :depth])
 
 
-@njit(parallel=True, cache=True)
-def _run(
-    shares, ranges, tiles, x, pitch, depth, gy, F, table, sources, targets, read, written, sums, rows, columns
-):
-    for unit in prange(shares * ranges):
-        share, part = np.intp(unit) // ranges, np.intp(unit) % ranges
-        _unit(
-            share * tiles // shares, (share + 1) * tiles // shares, part, ranges,
-            x, pitch, depth, gy, F, table, sources, targets, read, written,
-            sums, share * rows * columns, rows, columns,
-        )  # fmt: skip
-
-
-@njit(cache=True)
+@parallel
 def _unit(
-    begin, end, part, ranges, x, pitch, depth, gy, F, table, sources, targets, read, written,
-    sums, place, rows, columns,
-):  # fmt: skip
-    """The pixels of tiles `begin` to `end`, block by block, for one of `ranges` parts of the columns."""
+    unit, shares, ranges, tiles, x, pitch, depth, gy, F, table, sources, targets, read, written, sums, rows, columns
+):
+    """The pixels of one share of the tiles, block by block, for one of `ranges` parts of the columns."""
+    share, part = unit // ranges, unit % ranges
+    begin, end, place = share * tiles // shares, (share + 1) * tiles // shares, share * rows * columns
     pairs = columns // WIDTH
     used = len(sources) // targets.size * ((depth + LANES - 1) // LANES)
     left = np.zeros(rows * BLOCK * ROWS, dtype=np.float32)
@@ -78,9 +67,7 @@ def _unit(
         for pair in range(part * pairs // ranges, (part + 1) * pairs // ranges):
             # Of an odd number of vectors the last has no partner: what is in its place is cut off later.
             for v in range(min(VECTORS, used - pair * VECTORS)):
-                _lay_out_column(
-                    first, last, pair * VECTORS + v, x, pitch, depth, table, sources, read, right, v, zeros
-                )
+                _lay_out_column(first, last, pair * VECTORS + v, x, pitch, depth, table, sources, read, right, v, zeros)
             for row in range(0, rows, ROWS):
                 target = place + row * columns + pair * WIDTH
                 accumulate_tile(
@@ -88,7 +75,7 @@ def _unit(
                 )
 
 
-@njit(cache=True)
+@njit
 def _lay_out_filters(first, last, gy, F, targets, written, left, pixels):
     """dL/dy in panels of (pixels, ROWS filters); missing filters and repeated pixels are zeros."""
     for i in range(last - first):
@@ -106,7 +93,7 @@ def _lay_out_filters(first, last, gy, F, targets, written, left, pixels):
                         left[place + j] = gy[source + f + j] if not repeated and f + j < F else 0
 
 
-@njit(cache=True)
+@njit
 def _lay_out_column(first, last, vector, x, pitch, depth, table, sources, read, right, v, zeros):
     """One tap's LANES channels of every pixel, as the v-th vector of rows of WIDTH."""
     each = (depth + LANES - 1) // LANES

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
-from numba import get_num_threads, njit, prange
+from numba import get_num_threads, njit
 
 from minidet.kernels.convolution.cpu.direct import epilogue_of
 from minidet.kernels.convolution.cpu.lanes import LANES, ROWS, VECTORS, WIDTH
@@ -31,6 +31,7 @@ from minidet.kernels.convolution.cpu.transform import (
     transform_pixels,
 )
 from minidet.kernels.convolution.geometry import Geometry
+from minidet.kernels.parallel import parallel
 
 CACHE = 80 << 10
 """float32 numbers of transformed inputs and products that a block of tiles may have: a core's second-level cache."""
@@ -111,33 +112,22 @@ def tiled_product(x, plan: Tiling, panels, pixels: int, outputs: int, *, scale=N
     y = np.empty((N, pixels, outputs), dtype=np.float32)
     span = WIDTH
     block = ROWS * min(8, max(2, CACHE // (points(plan.side) * (padded(C) + span) * ROWS)))
-    _run(
-        get_num_threads(), plan.tiles, x.reshape(-1), C, np.zeros(padded(C), np.float32), plan.patches, plan.targets,
+    units = get_num_threads()
+    _unit(
+        units, units, plan.tiles, x.reshape(-1), C, np.zeros(padded(C), np.float32), plan.patches, plan.targets,
         panels, y.reshape(-1), outputs, epilogue_of(outputs, scale, bias), epilogue_of(span, None, None),
         np.arange(ROWS, dtype=np.int32), np.float32(0 if relu else -np.inf), block, span, plan.side,
     )  # fmt: skip
     return y
 
 
-@njit(parallel=True, cache=True)
-def _run(
-    units, tiles, x, C, zeros, patches, targets, panels, y, outputs, epilogue, neutral, identity, floor,
-    block, span, side,
-):  # fmt: skip
-    for unit in prange(units):
-        begin, end = np.intp(unit) * tiles // units, (np.intp(unit) + 1) * tiles // units
-        _unit(
-            begin, end, x, C, zeros, patches, targets, panels, y, outputs, epilogue, neutral, identity, floor,
-            block, span, side,
-        )  # fmt: skip
-
-
-@njit(cache=True)
+@parallel
 def _unit(
-    begin, end, x, C, zeros, patches, targets, panels, y, outputs, epilogue, neutral, identity, floor,
+    unit, units, tiles, x, C, zeros, patches, targets, panels, y, outputs, epilogue, neutral, identity, floor,
     block, span, side,
 ):  # fmt: skip
-    """Tiles `begin` to `end`, a block at a time."""
+    """A share of the tiles, a block at a time."""
+    begin, end = unit * tiles // units, (unit + 1) * tiles // units
     depth, many = len(zeros), points(side)
     # A tile is written to all points at once.  At distances of a power of two those places would share one set of
     # the cache: so rows are a vector longer, and points a row further apart, than they need to be.
@@ -146,8 +136,8 @@ def _unit(
     products = np.empty(many * step * span, dtype=np.float32)
     for first in range(begin, end, block):
         # Behind the last tile of a block lie old numbers: multiplied along with it, never stored.
-        tiles = min(block, end - first)
-        for t in range(tiles):
+        count = min(block, end - first)
+        for t in range(count):
             for c in range(0, C, LANES):
                 gather(side, x, C, zeros, patches, first + t, c, inputs, t * pitch + c, step * pitch)
         for start in range(0, outputs, span):
@@ -156,7 +146,7 @@ def _unit(
                 for column in range(start, stop, WIDTH):
                     width = WIDTH if outputs - column > LANES else LANES
                     panel = (column * many + q * width) * depth
-                    for t in range(q * step, q * step + tiles, ROWS):
+                    for t in range(q * step, q * step + count, ROWS):
                         if width == WIDTH:
                             multiply_tile(
                                 inputs, pitch, zeros, identity, 0, t, 1, depth, panels, panel, products, span,
@@ -167,7 +157,7 @@ def _unit(
                                 inputs, pitch, zeros, identity, 0, t, 1, depth, panels, panel, products, span,
                                 identity, 0, t, column - start, LANES, neutral, -np.float32(np.inf), ROWS, 1,
                             )  # fmt: skip
-            for t in range(tiles):
+            for t in range(count):
                 for column in range(start, stop, LANES):
                     _scatter(
                         side, products, t * span + column - start, step * span, y, outputs, targets, first + t, column,
@@ -175,7 +165,7 @@ def _unit(
                     )  # fmt: skip
 
 
-@njit(cache=True)
+@njit
 def gather(side, x, C, zeros, patches, tile, channel, target, to, apart):
     """The transformed inputs of a tile, LANES channels of them, to every `apart` numbers of `target`."""
     if side == 4:
@@ -184,7 +174,7 @@ def gather(side, x, C, zeros, patches, tile, channel, target, to, apart):
         transform_pixels(x, C, zeros, patches, tile * points(2), channel, target, to, apart, INPUT_2)
 
 
-@njit(cache=True)
+@njit
 def _scatter(side, products, start, apart, y, outputs, targets, tile, column, epilogue, floor):
     if side == 4:
         scatter_outputs(products, start, apart, y, outputs, targets, tile * 16, column, epilogue, floor, OUTPUT_4)

@@ -8,7 +8,7 @@ thread touches: the sums stay in a core's cache, and come out the same for any n
 from __future__ import annotations
 
 import numpy as np
-from numba import get_num_threads, njit, prange
+from numba import njit
 
 from minidet.kernels.convolution.cpu.lanes import LANES, VECTORS, WIDTH
 from minidet.kernels.convolution.cpu.microkernel import accumulate_tile
@@ -25,6 +25,7 @@ from minidet.kernels.convolution.cpu.transform import (
     transform_vectors,
 )
 from minidet.kernels.convolution.cpu.winograd import Tiling, gather
+from minidet.kernels.parallel import parallel
 
 FILTERS = 8 if LANES == 16 else 4
 """Rows of the register tile: it must divide the vectors that filters come in."""
@@ -66,40 +67,25 @@ def pointwise_products(x, gy, plan: Tiling):
     )  # fmt: skip
     for first in range(0, runs, chunk):
         count = min(chunk, runs - first)
-        _run(GATHER, get_num_threads(), count, first * RUN, plan.tiles, C, F, plan.side, *arrays)
-        _run(MULTIPLY, many, count, first * RUN, plan.tiles, C, F, plan.side, *arrays)
-    _run(FOLD, F, runs, 0, plan.tiles, C, F, plan.side, *arrays)
+        _gather_run(count, first * RUN, plan.tiles, count, C, F, plan.side, *arrays)
+        _multiply_point(many, first * RUN, plan.tiles, count, C, F, plan.side, *arrays)
+    _fold_filter(F, 0, plan.tiles, runs, C, F, plan.side, *arrays)
     return gweight
 
 
-GATHER, MULTIPLY, FOLD = range(3)
+# The three loops take the same arguments: so what starts them is compiled once.
 
 
-@njit(parallel=True, cache=True)
-def _run(task, units, runs, first, tiles, C, F, side, x, gy, zeros, patches, targets, left, right, sums, gweight):
-    """One of three tasks, in `units` parts: every parallel loop takes a second to compile, so this is the only one."""
-    channels, filters = (C + LANES - 1) // LANES * LANES, (F + LANES - 1) // LANES * LANES
-    for i in prange(units):
-        unit = np.intp(i)
-        if task == GATHER:
-            begin, end = unit * runs // units, (unit + 1) * runs // units
-            _gather_runs(begin, end, first, tiles, x, C, gy, F, zeros, patches, targets, left, right, side)
-        elif task == MULTIPLY:
-            _multiply_point(unit, points(side), runs, left, right, sums, filters, channels)
-        else:
-            _fold_filter(unit, sums, filters, C, channels, gweight, side)
-
-
-@njit(cache=True)
-def _gather_runs(begin, end, first, tiles, x, C, gy, F, zeros, patches, targets, left, right, side):
+@parallel
+def _gather_run(run, first, tiles, runs, C, F, side, x, gy, zeros, patches, targets, left, right, sums, gweight):
     """Transform tiles into `left`, runs of (points, panels, RUN, LANES filters), and `right`, WIDTH channels wide."""
     channels, filters = (C + LANES - 1) // LANES * LANES, (F + LANES - 1) // LANES * LANES
-    for t in range(begin * RUN, end * RUN):
-        run, i = divmod(t, RUN)
+    for i in range(RUN):
+        tile = first + run * RUN + i
         for f in range(0, F, LANES):
             target = run * points(side) * filters * RUN + f * RUN + i * LANES
-            if first + t < tiles:
-                _gather_gradient(side, gy, F, zeros, targets, first + t, f, left, target, filters * RUN)
+            if tile < tiles:
+                _gather_gradient(side, gy, F, zeros, targets, tile, f, left, target, filters * RUN)
             else:  # products with it shall add nothing
                 for q in range(points(side)):
                     left[target + q * filters * RUN : target + q * filters * RUN + LANES] = 0
@@ -108,10 +94,10 @@ def _gather_runs(begin, end, first, tiles, x, C, gy, F, zeros, patches, targets,
             width = WIDTH if channels - column > LANES else LANES
             target = run * points(side) * channels * RUN + column * RUN + i * width + c - column
             # Beyond the last tile: any numbers will do that are not NaN.
-            gather(side, x, C, zeros, patches, min(first + t, tiles - 1), c, right, target, channels * RUN)
+            gather(side, x, C, zeros, patches, min(tile, tiles - 1), c, right, target, channels * RUN)
 
 
-@njit(cache=True)
+@njit
 def _gather_gradient(side, gy, F, zeros, targets, tile, f, left, to, apart):
     if side == 4:
         transform_pixels(gy, F, zeros, targets, tile * 16, f, left, to, apart, GRADIENT_4)
@@ -119,16 +105,18 @@ def _gather_gradient(side, gy, F, zeros, targets, tile, f, left, to, apart):
         transform_pixels(gy, F, zeros, targets, tile * 4, f, left, to, apart, GRADIENT_2)
 
 
-@njit(cache=True)
-def _multiply_point(q, many, runs, left, right, sums, filters, channels):
+@parallel
+def _multiply_point(q, first, tiles, runs, C, F, side, x, gy, zeros, patches, targets, left, right, sums, gweight):
     """sums[q] += left[q]' right[q]: (filters, channels)."""
+    channels, filters = (C + LANES - 1) // LANES * LANES, (F + LANES - 1) // LANES * LANES
+    many = points(side)
     run_a, run_b = many * filters * RUN, many * channels * RUN
-    for first in range(0, runs, RUNS):
-        count = min(RUNS, runs - first)
+    for begin in range(0, runs, RUNS):
+        count = min(RUNS, runs - begin)
         for column in range(0, channels, WIDTH):
-            b = first * run_b + (q * channels + column) * RUN
+            b = begin * run_b + (q * channels + column) * RUN
             for f in range(0, filters, FILTERS):
-                a = first * run_a + (q * filters + f // LANES * LANES) * RUN + f % LANES
+                a = begin * run_a + (q * filters + f // LANES * LANES) * RUN + f % LANES
                 c = (q * filters + f) * channels + column
                 if channels - column > LANES:
                     accumulate_tile(
@@ -138,9 +126,10 @@ def _multiply_point(q, many, runs, left, right, sums, filters, channels):
                     accumulate_tile(left, a, LANES, run_a, right, b, run_b, RUN, count, sums, c, channels, FILTERS, 1)
 
 
-@njit(cache=True)
-def _fold_filter(f, sums, filters, C, channels, gweight, side):
+@parallel
+def _fold_filter(f, first, tiles, runs, C, F, side, x, gy, zeros, patches, targets, left, right, sums, gweight):
     """Transform the sums of all points back to one filter."""
+    channels, filters = (C + LANES - 1) // LANES * LANES, (F + LANES - 1) // LANES * LANES
     for c in range(0, C, LANES):
         source, target, apart = f * channels + c, f * TAPS * TAPS * C + c, filters * channels
         if side == 4:

@@ -1,0 +1,105 @@
+"""Parallel loops: every unit once, whatever the threads, the types, and what goes wrong."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+
+import numba
+import numpy as np
+import pytest
+
+from minidet.kernels.parallel import Parallel, parallel
+
+
+@parallel
+def count(i, numbers, by):
+    numbers[i] += by
+
+
+@parallel
+def divide(i, numbers, by):
+    numbers[i] = 12 // (by - i)
+
+
+@pytest.fixture
+def threads():
+    """Sets the number of threads, and puts it back."""
+    before = numba.get_num_threads()
+    yield numba.set_num_threads
+    numba.set_num_threads(before)
+
+
+@pytest.mark.parametrize("units", [0, 1, 2, 3, 7, 64, 1001])
+@pytest.mark.parametrize("used", {1, numba.config.NUMBA_NUM_THREADS})
+def test_every_unit_runs_once(units, used, threads):
+    threads(used)
+    numbers = np.zeros(units + 3, np.int64)
+    count(units, numbers, 1)
+    np.testing.assert_array_equal(numbers, [1] * units + [0] * 3)
+
+
+def test_more_threads_than_cores_and_the_slow_pool():
+    program = (
+        "import sys; sys.path.insert(0, 'tests')\n"
+        "import numpy as np\n"
+        "from test_parallel import count\n"
+        "for units in (1, 2, 4, 5, 6, 103):\n"
+        "    for _ in range(20):\n"
+        "        numbers = np.zeros(units, np.int64)\n"
+        "        count(units, numbers, 3)\n"
+        "        assert (numbers == 3).all(), numbers\n"
+    )
+    for pool in ("default", "workqueue"):
+        environment = {**os.environ, "NUMBA_NUM_THREADS": "5", "NUMBA_THREADING_LAYER": pool}
+        subprocess.run([sys.executable, "-c", program], env=environment, check=True, timeout=300)
+
+
+def test_types_may_change_from_call_to_call():
+    for kind in (np.float32, np.int64, np.float32, np.float64, np.int64):
+        numbers = np.zeros(9, kind)
+        count(9, numbers, kind(2))
+        assert numbers.dtype == kind and (numbers == 2).all()
+    columns = np.zeros((9, 2), np.float32)
+    count(9, columns[:, 1], np.float32(1))  # not contiguous: a type of its own, too
+    np.testing.assert_array_equal(columns, [[0, 1]] * 9)
+
+
+def test_an_exception_in_a_unit_is_told_and_the_others_run():
+    numbers = np.zeros(8, np.int64)
+    with pytest.raises(RuntimeError, match="divide: a unit of this parallel loop raised an exception"):
+        divide(8, numbers, 5)
+    np.testing.assert_array_equal(numbers, [12 // (5 - i) if i != 5 else 0 for i in range(8)])
+
+
+def test_the_loop_in_python_is_the_same():
+    numbers, again = np.zeros((2, 20), np.int64)
+    count(15, numbers, 7)
+    count.one_by_one(15, again, 7)
+    np.testing.assert_array_equal(numbers, again)
+    with pytest.raises(ZeroDivisionError):  # a debugger stops where it happens
+        divide.one_by_one(8, again, 5)
+
+
+def test_without_the_compiler(monkeypatch):
+    monkeypatch.setattr(numba.config, "DISABLE_JIT", True)
+    numbers = np.zeros(4, np.int64)
+    Parallel(count.py_func)(4, numbers, 1)
+    np.testing.assert_array_equal(numbers, [1] * 4)
+
+
+def test_two_python_threads_at_a_time():
+    arrays = [np.zeros(500, np.int64) for _ in range(4)]
+
+    def work(numbers):
+        for _ in range(50):
+            count(500, numbers, 1)
+
+    workers = [threading.Thread(target=work, args=(numbers,)) for numbers in arrays]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert all((numbers == 50).all() for numbers in arrays)
