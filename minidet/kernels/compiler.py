@@ -114,19 +114,21 @@ class NoCollection(event.Listener):
     """While Numba compiles, Python does not look for garbage in cycles.
 
     A compiler makes objects by the million, hardly any of them garbage yet, and Python would go through all of
-    them again and again: a fifth of the time.  Compilations nest; the outermost begins and ends it.
+    them again and again.  Compilations nest; the outermost begins and ends it.
     """
 
     def __init__(self) -> None:
         self.depth, self.was_on = 0, False
 
     def on_start(self, event: event.Event) -> None:
+        """The outermost compilation stops the collector."""
         if self.depth == 0:
             self.was_on = gc.isenabled()
             gc.disable()
         self.depth += 1
 
     def on_end(self, event: event.Event) -> None:
+        """And starts it again, if it ran before."""
         self.depth -= 1
         if self.depth == 0 and self.was_on:
             gc.enable()
