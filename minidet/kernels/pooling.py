@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from minidet import backend
 from minidet.kernels.kernel import Kernel
@@ -68,63 +67,48 @@ def _max_pool_numba(x, size: int, stride: int, padding: int):
 @max_pool_gradient.faster_on("numpy")
 def _max_pool_gradient_numba(gy, winners, height: int, width: int, size: int, stride: int, padding: int):
     gx = np.zeros((gy.shape[0], height, width, gy.shape[3]), gy.dtype)
-    _max_pool_gradient(len(gy), np.ascontiguousarray(gy), winners, size, stride, padding, gx)
+    _max_pool_image_gradient(len(gy), np.ascontiguousarray(gy), winners, size, stride, padding, gx)
     return gx
 
 
-# The loops over channels are functions of their own, which store choices instead of branching and number the winners
-# in the width of the values: so the compiler turns them into vector instructions.
+# A slice of an array counts its owners, which costs more than a pixel: so every element is named by all its indices.
+# The loops over channels store choices instead of branching, and number the winners in the width of the values: so
+# they become vector instructions.
 
 
 @parallel
-def _max_pool_row(row, images, size, stride, padding, values, taps):
-    n, p = row // values.shape[1], row % values.shape[1]
-    x, best, winners, top = images[n], values[n, p], taps[n, p], p * stride - padding
-    H, W, C = x.shape
+def _max_pool_row(row, x, size, stride, padding, best, winners):
+    _, H, W, C = x.shape
+    _, P, Q, _ = best.shape
+    n, p = row // P, row % P
     high, who = np.empty(C, x.dtype), np.empty(C, np.int32)
-    for q in range(len(best)):
-        high[:] = -np.inf
-        who[:] = 0
-        for tap in range(size * size):
-            h, w = top + tap // size, q * stride + tap % size - padding
-            if 0 <= h < H and 0 <= w < W:
-                _contest(x[h, w], np.int32(tap), high, who)
-        _store(high, who, best[q], winners[q])
-
-
-@njit
-def _contest(pixel, tap, high, who):
-    for c in range(len(high)):
-        v, b = pixel[c], high[c]
-        better = not (v <= b) and b == b  # only a NaN differs from itself
-        high[c] = v if better else b
-        who[c] = tap if better else who[c]
-
-
-@njit
-def _store(high, who, best, winners):
-    for c in range(len(high)):
-        best[c] = high[c]
-        winners[c] = who[c]
+    for q in range(Q):
+        for c in range(C):
+            high[c], who[c] = -np.inf, 0
+        for i in range(size):
+            for j in range(size):
+                h, w, tap = p * stride + i - padding, q * stride + j - padding, np.int32(i * size + j)
+                if 0 <= h < H and 0 <= w < W:
+                    for c in range(C):
+                        v, b = x[n, h, w, c], high[c]
+                        better = not (v <= b) and b == b  # only a NaN differs from itself
+                        high[c] = v if better else b
+                        who[c] = tap if better else who[c]
+        for c in range(C):
+            best[n, p, q, c], winners[n, p, q, c] = high[c], who[c]
 
 
 @parallel
-def _max_pool_gradient(n, gy, winners, size, stride, padding, gx):
-    gy, winners, gx = gy[n], winners[n], gx[n]  # windows of one image overlap, those of two never do
-    H, W, C = gx.shape
-    who = np.empty(C, np.int32)
-    for p in range(gy.shape[0]):
-        for q in range(gy.shape[1]):
+def _max_pool_image_gradient(n, gy, winners, size, stride, padding, gx):
+    _, H, W, C = gx.shape  # windows of one image overlap, those of two never do
+    zero, who = gy.dtype.type(0), np.empty(C, np.int32)
+    for p in range(gy.shape[1]):
+        for q in range(gy.shape[2]):
             for c in range(C):
-                who[c] = winners[p, q, c]
-            for tap in range(size * size):
-                h, w = p * stride + tap // size - padding, q * stride + tap % size - padding
-                if 0 <= h < H and 0 <= w < W:
-                    _hand_over(gy[p, q], who, np.int32(tap), gx[h, w])
-
-
-@njit
-def _hand_over(g, who, tap, pixel):
-    zero = g.dtype.type(0)
-    for c in range(len(pixel)):
-        pixel[c] += g[c] if who[c] == tap else zero
+                who[c] = winners[n, p, q, c]
+            for i in range(size):
+                for j in range(size):
+                    h, w, tap = p * stride + i - padding, q * stride + j - padding, np.int32(i * size + j)
+                    if 0 <= h < H and 0 <= w < W:
+                        for c in range(C):
+                            gx[n, h, w, c] += gy[n, p, q, c] if who[c] == tap else zero
