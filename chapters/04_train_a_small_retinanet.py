@@ -26,6 +26,7 @@ import numpy as np
 
 import minidet as md
 from minidet.detection import build_targets
+from minidet.optim import AdamW
 from minidet.plots import contact_sheet, draw_boxes
 from minidet.training import SHAPES
 
@@ -56,7 +57,9 @@ print(f"classes: {', '.join(train.classes)}")
 # 64, towers of two convolutions.  On an image of 128 x 128 it has an opinion on 3,069 anchors.
 
 # %%
-model = md.RetinaNet(md.presets.small(train.classes), seed=0)
+config = md.presets.small(train.classes)
+config = replace(config, loss=replace(config.loss, gamma=1.0))  # why, see "Learning"
+model = md.RetinaNet(config, seed=0)
 parameters = sum(p.data.size for p in model.parameters())
 anchors = model.anchors(128, 128)
 print(f"\n{parameters:,} parameters, {len(anchors):,} anchors on the levels {model.maps(128, 128)}")
@@ -78,19 +81,27 @@ assert 0 < share < 0.02
 # ## Learning
 #
 # AdamW, a learning rate that warms up, stays, and falls to zero over the last quarter.  Every image is new.
-# Eight images a step instead of the recipe's sixteen: so short a training gains more from twice the steps
-# than it loses to noisier gradients (AP50 .48 against .39 after 8,000 images, seed 0: `minidet train --data
-# shapes --images 8000`, with and without `--batch-size 8 --set lr=5.6e-3`).  How many images?  As many as
-# three minutes allow on this machine: a few steps are timed, after the one that compiles.
+# Three things differ from the recipe, which is made for trainings five times as long:
+#
+# - Eight images a step, not sixteen: so short a training gains more from twice the steps than it loses to noisier
+#   gradients.
+# - A shorter memory for the size of gradients, and a shorter warm-up: a hundred steps are much, here.
+# - gamma 1, not 2.  Focusing on hard examples pays once there are easy ones; a network that is still unsure about
+#   everything learns faster if it may also become sure.
+#
+# AP50 after 6,000 images, seed 0: @@BASE@@ with `minidet train --data shapes --images 6000 --batch-size 8 --set
+# lr=5.6e-3`, and @@TUNED@@ with `--set rule.beta2=0.99 --set warmup=300 --set model.loss.gamma=1` added.
+#
+# How many images?  As many as three minutes allow on this machine: a few steps are timed, after the one that compiles.
 
 # %%
-BUDGET = 156  # seconds from the start to the end of the training; evaluation and pictures come on top
-recipe = replace(SHAPES, batch_size=8, lr=5.6e-3, validations=1)
+BUDGET = 162  # seconds from the start to the end of the training; evaluation and pictures come on top
+recipe = replace(SHAPES, batch_size=8, lr=5.6e-3, rule=AdamW(beta2=0.99), warmup=300, validations=1)
 
 
 def affordable_images() -> int:
     """How many images fit into what is left of the budget, at the speed of this machine."""
-    trial, clock = md.RetinaNet(md.presets.small(train.classes), seed=0), perf_counter()
+    trial, clock = md.RetinaNet(config, seed=0), perf_counter()
     md.train(trial, train, config=replace(recipe, images=16), quiet=True)
     print(f"two steps, with whatever had to be compiled: {perf_counter() - clock:.0f} s")
     clock = perf_counter()
@@ -118,7 +129,7 @@ assert loss[-10:].mean() < loss[:10].mean()
 evaluation = training.evaluation
 print()
 print(evaluation.table())
-if images >= 7_000:
+if images >= 5_500:
     assert evaluation["AP50"] >= 0.40
 
 # %% [markdown]

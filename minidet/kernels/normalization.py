@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
@@ -84,6 +85,7 @@ def _places(maps: Maps) -> list[slice]:
     return [slice(start, stop) for start, stop in pairwise(ends)]
 
 
+@lru_cache(maxsize=1024)
 def _starts(maps: Maps) -> np.ndarray:
     return np.array([0, *(place.stop for place in _places(maps))], dtype=np.int64)
 

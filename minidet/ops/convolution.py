@@ -6,10 +6,10 @@ from minidet.autograd import Tensor, record, recording
 from minidet.backend import Array, namespace
 from minidet.kernels import column_sums, epilogue_gradient, scale_rows
 from minidet.kernels.convolution import (
-    Geometry,
     convolve,
     convolve_input_gradient,
     convolve_weight_gradient,
+    geometry_of,
 )
 
 Sizes = int | tuple[int, int]
@@ -51,7 +51,7 @@ def conv2d(
     if x.ndim != 4 or weight.ndim != 4:
         raise ValueError(f"conv2d: x must be (N, H, W, C) and weight (F, k, k, C), got {x.shape} and {weight.shape}")
     N, H, W, C = x.shape
-    geometry = Geometry(
+    geometry = geometry_of(
         ((H, W),), weight.shape[1:3], _pair(stride), _pair(padding), _pair(dilation), groups
     )
     (P, Q), xp = geometry.output_maps[0], x.xp
@@ -86,7 +86,7 @@ def conv2d_levels(
         ValueError: if the maps do not add up to S, or a filter has an even side.
     """
     k, l = weight.shape[1:3]  # noqa: E741
-    geometry = Geometry(tuple(maps), (k, l), padding=(k // 2, l // 2))
+    geometry = geometry_of(tuple(maps), (k, l), padding=(k // 2, l // 2))
     if x.ndim != 3 or geometry.pixels != x.shape[1]:
         raise ValueError(f"conv2d_levels: maps {maps} have {geometry.pixels} positions, x has shape {x.shape}")
     if k % 2 == 0 or l % 2 == 0:

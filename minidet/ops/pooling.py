@@ -7,7 +7,7 @@ import numpy as np
 from minidet.autograd import Tensor, record
 from minidet.backend import Array
 from minidet.kernels import max_pool, max_pool_gradient
-from minidet.kernels.convolution import Geometry
+from minidet.kernels.convolution import geometry_of
 
 
 def max_pool2d(x: Tensor, size: int, *, stride: int | None = None, padding: int = 0) -> Tensor:
@@ -32,7 +32,7 @@ def max_pool2d(x: Tensor, size: int, *, stride: int | None = None, padding: int 
     def backward(gy):
         return (max_pool_gradient(gy, winners, H, W, size, stride, padding),)
 
-    geometry = Geometry(((H, W),), (size, size), (stride, stride), (padding, padding))
+    geometry = geometry_of(((H, W),), (size, size), (stride, stride), (padding, padding))
     return record("max_pool2d", y, (x,), backward, geometry=geometry, fresh=True)
 
 

@@ -77,8 +77,10 @@ def adamw_step(p, g, m, v, keep: float, beta1: float, beta2: float, eps: float, 
 
 def flat_views(p, g, *rest) -> bool:
     """Whether p and its state can be written, element by element, through one-dimensional views."""
-    state = [a for a in rest if isinstance(a, np.ndarray)]
-    return all(a.flags.c_contiguous for a in (p, *state)) and all(a.dtype == p.dtype for a in (g, *state))
+    if g.dtype != p.dtype or not p.flags.c_contiguous:
+        return False
+    state = (a for a in rest if isinstance(a, np.ndarray))
+    return all(a.dtype == p.dtype and a.flags.c_contiguous for a in state)
 
 
 @adamw_step.faster_on("numpy", when=flat_views)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from minidet.kernels.windows import Pair, output_size
 
@@ -61,3 +61,16 @@ class Geometry:
             stop, output_stop = start + math.prod(map_), output_start + math.prod(output_map)
             yield map_, slice(start, stop), output_map, slice(output_start, output_stop)
             start, output_start = stop, output_stop
+
+
+@lru_cache(maxsize=1024)
+def geometry_of(
+    maps: tuple[Pair, ...],
+    size: Pair,
+    stride: Pair = (1, 1),
+    padding: Pair = (0, 0),
+    dilation: Pair = (1, 1),
+    groups: int = 1,
+) -> Geometry:
+    """The `Geometry` of these fields, the same object whenever they are the same: what it knows, it works out once."""
+    return Geometry(maps, size, stride, padding, dilation, groups)

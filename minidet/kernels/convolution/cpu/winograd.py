@@ -56,6 +56,7 @@ class Tiling:
     targets: np.ndarray
 
 
+@lru_cache(maxsize=1024)
 def worthwhile(geometry: Geometry, images: int, weights: int, side: int) -> bool:
     """Whether a 3x3 convolution at stride 1 has enough, and full enough, tiles; and not too many weights for 4x4."""
     if geometry.size != (3, 3) or geometry.stride != (1, 1) or geometry.dilation != (1, 1):
@@ -65,6 +66,7 @@ def worthwhile(geometry: Geometry, images: int, weights: int, side: int) -> bool
     return enough and (side == 2 or weights < MANY_WEIGHTS)
 
 
+@lru_cache(maxsize=1024)
 def spread(geometry: Geometry) -> Geometry:
     """The convolution of dL/dy that makes dL/dx: outputs and inputs trade places."""
     return replace(geometry, maps=geometry.output_maps, padding=tuple(2 - pad for pad in geometry.padding))
