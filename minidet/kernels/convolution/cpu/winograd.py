@@ -36,6 +36,10 @@ from minidet.kernels.parallel import parallel
 CACHE = 80 << 10
 """float32 numbers of transformed inputs and products that a block of tiles may have: a core's second-level cache."""
 
+HEAVY = 1 << 20
+"""Transformed weights that are more than so many numbers come from the last cache or from memory: each is fetched for
+as many tiles as possible, though their inputs then leave the second-level cache."""
+
 PIXELS_PER_TILE = 8
 """A tile of 4x4 costs 36 products and its transforms, a pixel 9 products: below this the direct way is cheaper."""
 
@@ -112,8 +116,11 @@ def tiled_product(x, plan: Tiling, panels, pixels: int, outputs: int, *, scale=N
     """
     N, _, C = x.shape
     y = np.empty((N, pixels, outputs), dtype=np.float32)
-    span = WIDTH
-    block = ROWS * min(8, max(2, CACHE // (points(plan.side) * (padded(C) + span) * ROWS)))
+    many = points(plan.side)
+    if many * C * outputs > HEAVY:
+        block, span = 8 * ROWS, 4 * WIDTH
+    else:
+        block, span = ROWS * min(8, max(2, CACHE // (many * (padded(C) + WIDTH) * ROWS))), WIDTH
     units = get_num_threads()
     _unit(
         units, units, plan.tiles, x.reshape(-1), C, np.zeros(padded(C), np.float32), plan.patches, plan.targets,
