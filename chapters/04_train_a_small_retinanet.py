@@ -140,7 +140,7 @@ shown = [val[i] for i in range(12)]
 found = md.detect(model, [s.image for s in shown])
 drawn = []
 for sample, f in zip(shown, found, strict=True):
-    sure = f.scores > 0.4  # lower, an undecided network draws one box for each class it considers
+    sure = f.scores > 0.35  # lower, an undecided network draws one box for each class it considers
     drawn.append(
         draw_boxes(sample.image, f.boxes[sure], f.labels[sure], f.scores[sure], f.classes, truth=sample.boxes)
     )

@@ -147,7 +147,7 @@ def train(
         if communicator.size > 1:
             monitor.say(f"{communicator.size} processes share every batch; threads in each: {numba.get_num_threads()}")
         if first_run() and backend.name_of(model.xp) == "numpy":
-            monitor.say("first run on this machine: compiling the kernels takes up to a minute, once")
+            monitor.say("first run on this machine: compiling the kernels takes about half a minute, once")
         if validating and _due(config.validations, config.images, state.validated, state.position):
             judge()  # the training was stopped before it could
         for batch in loader:
