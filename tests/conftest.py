@@ -54,5 +54,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
     for item in items:
         path = item.path.as_posix()
-        if "array_api_strict" in item.name or "/reference/" in path or path.endswith("test_convolution_engines.py"):
+        strict = "array_api_strict" in item.name or item.name.startswith("test_textbook_is_standard")
+        if strict or "/reference/" in path or path.endswith("test_convolution_engines.py"):
             item.add_marker(pytest.mark.no_cover)
