@@ -90,12 +90,12 @@ def test_without_the_compiler(monkeypatch):
     np.testing.assert_array_equal(numbers, [1] * 4)
 
 
-def test_two_python_threads_at_a_time():
-    arrays = [np.zeros(500, np.int64) for _ in range(4)]
+def test_python_threads_with_types_of_their_own():
+    arrays = [np.zeros(500, kind) for kind in (np.int64, np.float32, np.float64, np.float32)]
 
     def work(numbers):
         for _ in range(50):
-            count(500, numbers, 1)
+            count(500, numbers, numbers.dtype.type(1))
 
     workers = [threading.Thread(target=work, args=(numbers,)) for numbers in arrays]
     for worker in workers:

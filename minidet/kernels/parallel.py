@@ -1,8 +1,8 @@
 """A loop over independent units of work, on all cores.
 
-Numba's own parallel loop would do, but it compiles what is inside four times over: alone, as the function that a
+Numba's own parallel loop would do, but it compiles what is inside again and again: alone, as the function that a
 thread runs, in that function's wrapper, and once more in the caller.  Here a unit is compiled alone; threads call it by
-its address, each taking the next unit that nobody has begun, so a slow core does less.
+its address, each its own share of them first and then what is left of the others', so a slow core does less.
 """
 
 from __future__ import annotations
@@ -38,10 +38,12 @@ class Parallel:
         if numba.config.DISABLE_JIT:
             self.one_by_one(units, *args)
             return
-        outcome = COMPILE if self._entry is None else _launch(self._entry, units, *args)
+        entry = self._entry  # another thread may replace it meanwhile
+        outcome = COMPILE if entry is None else _launch(entry, units, *args)
         if outcome == COMPILE:
-            self._entry = self._entry_for(args)
-            outcome = _launch(self._entry, units, *args)
+            self._entry = entry = self._entry_for(args)
+            outcome = _launch(entry, units, *args)
+            assert outcome != COMPILE, f"{self.__name__}: Numba has two opinions on the types of its arguments"
         if outcome == FAILED:
             raise RuntimeError(f"{self.__name__}: a unit of this parallel loop raised an exception")
 
