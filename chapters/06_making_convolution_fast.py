@@ -136,7 +136,7 @@ assert speed["im2col + matmul"] > 3 * speed["the same, compiled"]
 #
 # *Blocked*: lay out a few rows at a time, so that the product reads them from a cache and not from memory.
 #
-# *Direct*: lay out nothing.  A tile of a few output pixels times two vectors of filters is kept in registers; a
+# *Direct*: lay out nothing.  A tile of a few output pixels times a few vectors of filters is kept in registers; a
 # table says where each tap of each pixel lies.  A tile of $R$ pixels and $V$ vectors needs $R + V$ loads for $RV$
 # multiplications of vectors: the larger the tile the less is fetched, until the registers are full.
 

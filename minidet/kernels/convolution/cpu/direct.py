@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from minidet.kernels.convolution.cpu.lanes import LANES, ROWS, VECTORS, WIDTH
-from minidet.kernels.convolution.cpu.microkernel import multiply_tile
-from minidet.kernels.convolution.cpu.panels import padded
+from minidet.kernels.convolution.cpu.lanes import LANES, ROWS, WIDTH
+from minidet.kernels.convolution.cpu.microkernel import multiply_rows
+from minidet.kernels.convolution.cpu.panels import padded, vectors_of
 from minidet.kernels.convolution.cpu.plan import Plan
 from minidet.kernels.parallel import parallel
 
@@ -61,20 +61,12 @@ def _unit(
     first, last = unit * tiles // units, (unit + 1) * tiles // units
     for column in range(0, outputs, WIDTH):
         valid = min(WIDTH, outputs - column)
-        width = WIDTH if valid > LANES else LANES
+        vectors = vectors_of(valid)
         for i in range(first, last):
             repeat, tile = divmod(i, len(table))
             source, tap, used = table[tile, 0], table[tile, 1], table[tile, 2]
-            panel = (column * taps + tap * width) * depth
-            if valid > LANES:
-                multiply_tile(
-                    x, pitch, zeros, sources, source, repeat * read, used, depth, panels, panel,
-                    y, outputs, targets, tile * ROWS, repeat * written, column, valid, epilogue, floor,
-                    ROWS, VECTORS,
-                )  # fmt: skip
-            else:
-                multiply_tile(
-                    x, pitch, zeros, sources, source, repeat * read, used, depth, panels, panel,
-                    y, outputs, targets, tile * ROWS, repeat * written, column, valid, epilogue, floor,
-                    ROWS, 1,
-                )  # fmt: skip
+            panel = (column * taps + tap * vectors * LANES) * depth
+            multiply_rows(
+                vectors, x, pitch, zeros, sources, source, repeat * read, used, depth, panels, panel,
+                y, outputs, targets, tile * ROWS, repeat * written, column, valid, epilogue, floor,
+            )  # fmt: skip

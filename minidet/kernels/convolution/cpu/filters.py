@@ -7,7 +7,7 @@ from numba import njit
 
 from minidet.kernels.convolution.cpu.lanes import LANES, WIDTH
 from minidet.kernels.convolution.cpu.microkernel import transpose_square
-from minidet.kernels.convolution.cpu.panels import padded
+from minidet.kernels.convolution.cpu.panels import padded, vectors_of
 from minidet.kernels.convolution.cpu.transform import TAPS, WEIGHT_2, WEIGHT_4, points, transform_vectors
 from minidet.kernels.parallel import parallel
 
@@ -18,7 +18,7 @@ def transformed(weight, side: int, memo: dict, *, transposed: bool):
     Shapes:
         weight: (F, 3, 3, C), outputs F and depth C; `transposed` swaps them and turns every filter around: the
             input gradient
-        returns: flat, panels of (points, depth, WIDTH or LANES)
+        returns: flat, panels of (points, depth, vectors_of(outputs left) * LANES)
     """
     key = "cpu winograd", side, transposed
     if key not in memo:
@@ -69,5 +69,5 @@ def _transform(weight, start, pitch, channels, target, to, apart, side):
 def _place(first, outputs, depth, side):
     """Where output `first`, a multiple of LANES, stands at the panels' first point, and its panel's width."""
     column = first // WIDTH * WIDTH
-    width = WIDTH if outputs - column > LANES else LANES
+    width = vectors_of(outputs - column) * LANES
     return column * points(side) * depth + first - column, width

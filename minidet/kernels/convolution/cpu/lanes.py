@@ -23,13 +23,23 @@ def _host_lanes() -> int:
 LANES = _host_lanes()
 """float32 numbers in a vector register.  LLVM would also split wider vectors, only slower."""
 
-ROWS = 8 if LANES == 16 else 6
+ROWS = 6
 """Rows of the register tile.  ROWS * VECTORS sums, VECTORS weights and one broadcast input fit in the 32
-registers of AVX-512 or the 16 of AVX2; eight rows 4 KiB apart still fit the eight ways of a first-level
-cache, twelve would not."""
+registers of AVX-512 or the 16 of AVX2; six rows 4 KiB apart still fit the eight ways of a first-level cache."""
 
-VECTORS = 2
-"""Vectors in a row of the register tile: every broadcast input is used this often."""
+VECTORS = 4 if LANES == 16 else 2
+"""Vectors in a row of the register tile: every broadcast input is used this often.  Square tiles need the fewest loads
+for a multiplication, which matters most where two threads share a core: they share what it can decode, too."""
+
+FILTERS = 8 if LANES == 16 else 4
+"""Rows of the register tile that adds up outer products: it must divide LANES, for filters come in vectors."""
+
+PAIR = 2
+"""Vectors in a row of that tile.  A narrower panel leaves room for more pixels in the first-level cache, and the sums,
+which do not fit there, are touched less often."""
+
+UNROLLED = 4
+"""Channels that a turn of the innermost loop handles: counting and jumping is then a small part of it."""
 
 WIDTH = LANES * VECTORS
 """Columns of the register tile, and of a panel of weights."""

@@ -12,14 +12,12 @@ are literals: each combination is a function of its own, unrolled.
 from __future__ import annotations
 
 from llvmlite import ir
-from numba import types
+from numba import njit, types
 from numba.core import cgutils
-from numba.core.errors import TypingError
 from numba.extending import intrinsic
 
-from minidet.kernels.convolution.cpu.lanes import LANES
-
-INDEX = types.intp
+from minidet.kernels.convolution.cpu.emitter import INDEX, Emitter, literal
+from minidet.kernels.convolution.cpu.lanes import FILTERS, LANES, PAIR, ROWS, VECTORS
 
 
 @intrinsic(prefer_literal=True)
@@ -59,9 +57,12 @@ def multiply_tile(
                 outside = builder.icmp_signed("<", pixel, emit.index(0))
                 inputs.append(builder.select(outside, nothing, place))
             weights = emit.pointer(8, builder.add(panel, builder.mul(builder.mul(tap.index, depth), width)))
-            with cgutils.for_range(builder, depth) as k:
-                here = builder.gep(weights, [builder.mul(k.index, width)])
-                emit.multiply_add([builder.gep(row, [k.index]) for row in inputs], here, sums)
+
+            def multiply(k):
+                here = builder.gep(weights, [builder.mul(k, width)])
+                emit.multiply_add([builder.gep(row, [k]) for row in inputs], here, sums)
+
+            emit.repeat(depth, multiply)
         low = emit.broadcast(floor)
         scales, adds = emit.epilogue(17, column)
         for m, row in enumerate(sums):
@@ -73,6 +74,34 @@ def multiply_tile(
         return context.get_dummy_value()
 
     return signature, generate
+
+
+@njit(forceinline=True)
+def multiply_rows(
+    vectors, x, pitch, zeros, sources, source, shift, taps, depth, panels, panel,
+    y, y_pitch, targets, target, y_shift, column, valid, epilogue, floor,
+):  # fmt: skip
+    """`multiply_tile` of ROWS rows and so many vectors, 1 to VECTORS."""
+    if VECTORS > 3 and vectors == 4:
+        multiply_tile(
+            x, pitch, zeros, sources, source, shift, taps, depth, panels, panel,
+            y, y_pitch, targets, target, y_shift, column, valid, epilogue, floor, ROWS, 4,
+        )  # fmt: skip
+    elif VECTORS > 2 and vectors == 3:
+        multiply_tile(
+            x, pitch, zeros, sources, source, shift, taps, depth, panels, panel,
+            y, y_pitch, targets, target, y_shift, column, valid, epilogue, floor, ROWS, 3,
+        )  # fmt: skip
+    elif vectors == 2:
+        multiply_tile(
+            x, pitch, zeros, sources, source, shift, taps, depth, panels, panel,
+            y, y_pitch, targets, target, y_shift, column, valid, epilogue, floor, ROWS, 2,
+        )  # fmt: skip
+    else:
+        multiply_tile(
+            x, pitch, zeros, sources, source, shift, taps, depth, panels, panel,
+            y, y_pitch, targets, target, y_shift, column, valid, epilogue, floor, ROWS, 1,
+        )  # fmt: skip
 
 
 @intrinsic(prefer_literal=True)
@@ -101,16 +130,28 @@ def accumulate_tile(
         with cgutils.for_range(builder, runs) as run:
             left = emit.pointer(0, builder.add(first_a, builder.mul(run.index, run_a)))
             right = emit.pointer(4, builder.add(first_b, builder.mul(run.index, run_b)))
-            with cgutils.for_range(builder, count) as p:
-                column = builder.gep(left, [builder.mul(p.index, pitch_a)])
-                here = builder.gep(right, [builder.mul(p.index, emit.index(vectors * LANES))])
+
+            def multiply(p):
+                column = builder.gep(left, [builder.mul(p, pitch_a)])
+                here = builder.gep(right, [builder.mul(p, emit.index(vectors * LANES))])
                 emit.multiply_add([builder.gep(column, [emit.index(m)]) for m in range(rows)], here, sums)
+
+            emit.repeat(count, multiply)
         for row, target in zip(sums, targets, strict=True):
             for v, total in enumerate(row):
                 emit.store(builder.load(total), target, v)
         return context.get_dummy_value()
 
     return signature, generate
+
+
+@njit(forceinline=True)
+def accumulate_rows(vectors, a, first_a, pitch_a, run_a, b, first_b, run_b, count, runs, c, first_c, pitch):
+    """`accumulate_tile` of FILTERS rows and so many vectors, 1 or PAIR."""
+    if vectors == PAIR:
+        accumulate_tile(a, first_a, pitch_a, run_a, b, first_b, run_b, count, runs, c, first_c, pitch, FILTERS, PAIR)
+    else:
+        accumulate_tile(a, first_a, pitch_a, run_a, b, first_b, run_b, count, runs, c, first_c, pitch, FILTERS, 1)
 
 
 @intrinsic(prefer_literal=True)
@@ -157,119 +198,3 @@ def transpose_square(typing, target, to, target_pitch, source, start, source_pit
         return context.get_dummy_value()
 
     return signature, generate
-
-
-class Emitter:
-    """Writes vector instructions for one call of an intrinsic."""
-
-    def __init__(self, context, builder, signature, args, lanes: int = LANES) -> None:
-        self.context, self.builder, self.types, self.args = context, builder, signature.args, args
-        self.vector = ir.VectorType(ir.FloatType(), lanes)
-        self.lanes = lanes
-
-    def index(self, value: int):
-        """A constant for offsets."""
-        return ir.Constant(ir.IntType(64), value)
-
-    def pointer(self, argument: int, offset):
-        """Where element `offset` of that array argument is."""
-        return self.builder.gep(self._array(argument).data, [offset])
-
-    def number(self, argument: int, offset):
-        """Element `offset` of that array of small integers, as an index."""
-        return self.builder.sext(self.builder.load(self.pointer(argument, offset)), ir.IntType(64))
-
-    def epilogue(self, argument: int, column):
-        """Where the scales and the shifts of the columns from `column` on are: halves of that array."""
-        scales = self.pointer(argument, column)
-        half = self.builder.sdiv(self._array(argument).nitems, self.index(2))
-        return scales, self.builder.gep(scales, [half])
-
-    def finish(self, value, scale, add, low):
-        """max(low, add + scale * value)."""
-        value = self.fma(value, scale, add)
-        # An ordered comparison is false for NaN, so NaN is kept.
-        return self.builder.select(self.builder.fcmp_ordered("<", value, low), low, value)
-
-    def variable(self, value=None):
-        """A vector that LLVM will keep in a register, zero unless told otherwise."""
-        slot = cgutils.alloca_once(self.builder, self.vector)
-        self.builder.store(ir.Constant(self.vector, None) if value is None else value, slot)
-        return slot
-
-    def load(self, pointer, v: int):
-        """The v-th vector behind `pointer`, which need not be aligned."""
-        return self.builder.load(self._vectors(pointer, v), align=4)
-
-    def store(self, value, pointer, v: int) -> None:
-        """Write the v-th vector behind `pointer`."""
-        self.builder.store(value, self._vectors(pointer, v), align=4)
-
-    def load_some(self, pointer, valid):
-        """The vector behind `pointer`, its lanes from `valid` on as zeros that are not read."""
-        vector, mask = self._vectors(pointer, 0), self._below(valid, 0)
-        align = ir.Constant(ir.IntType(32), 4)
-        kind = ir.FunctionType(self.vector, [vector.type, align.type, mask.type, self.vector])
-        name = f"llvm.masked.load.v{self.lanes}f32.p0"
-        load = cgutils.get_or_insert_function(self.builder.module, kind, name)
-        return self.builder.call(load, [vector, align, mask, ir.Constant(self.vector, None)])
-
-    def store_some(self, value, pointer, v: int, valid) -> None:
-        """Store those lanes of the v-th vector whose column is below `valid`."""
-        first = v * self.lanes
-        whole = self.builder.icmp_signed(">=", valid, self.index(first + self.lanes))
-        with self.builder.if_else(whole) as (then, otherwise):
-            with then:
-                self.store(value, pointer, v)
-            with otherwise:
-                self._masked_store(value, pointer, v, self._below(valid, first))
-
-    def broadcast(self, scalar):
-        """A vector of one number."""
-        empty = ir.Constant(ir.VectorType(scalar.type, self.lanes), ir.Undefined)
-        one = self.builder.insert_element(empty, scalar, ir.Constant(ir.IntType(32), 0))
-        first = ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), [0] * self.lanes)
-        return self.builder.shuffle_vector(one, empty, first)
-
-    def fma(self, a, b, c):
-        """a * b + c, fused where the machine can: `fma` itself would be a library call elsewhere."""
-        kind = ir.FunctionType(self.vector, [self.vector] * 3)
-        name = f"llvm.fmuladd.v{self.lanes}f32"
-        return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, name), [a, b, c])
-
-    def multiply_add(self, inputs, weights, sums) -> None:
-        """sums[m][v] += inputs[m] * weights[v] for every row m and vector v of a tile."""
-        loaded = [self.load(weights, v) for v in range(len(sums[0]))]
-        for pointer, row in zip(inputs, sums, strict=True):
-            scalar = self.broadcast(self.builder.load(pointer))
-            for weight, total in zip(loaded, row, strict=True):
-                self.builder.store(self.fma(scalar, weight, self.builder.load(total)), total)
-
-    def _below(self, valid, first: int):
-        """Which lanes of a vector whose first is column `first` are below `valid`."""
-        columns = ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), list(range(first, first + self.lanes)))
-        return self.builder.icmp_signed("<", columns, self.broadcast(self.builder.trunc(valid, ir.IntType(32))))
-
-    def _masked_store(self, value, pointer, v: int, mask) -> None:
-        target = self._vectors(pointer, v)
-        align = ir.Constant(ir.IntType(32), 4)
-        kind = ir.FunctionType(ir.VoidType(), [self.vector, target.type, align.type, mask.type])
-        name = f"llvm.masked.store.v{self.lanes}f32.p0"
-        store = cgutils.get_or_insert_function(self.builder.module, kind, name)
-        self.builder.call(store, [value, target, align, mask])
-
-    def _array(self, argument: int):
-        return self.context.make_array(self.types[argument])(
-            self.context, self.builder, self.args[argument]
-        )
-
-    def _vectors(self, pointer, v: int):
-        shifted = self.builder.gep(pointer, [self.index(v * self.lanes)])
-        return self.builder.bitcast(shifted, self.vector.as_pointer())
-
-
-def literal(kind) -> int:
-    """The number behind an argument's type, which must be a literal."""
-    if not isinstance(kind, types.IntegerLiteral):
-        raise TypingError("what the code depends on must be a literal integer")
-    return kind.literal_value

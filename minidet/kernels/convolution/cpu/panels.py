@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+from numba.extending import register_jitable
 
-from minidet.kernels.convolution.cpu.lanes import LANES, WIDTH
+from minidet.kernels.convolution.cpu.lanes import LANES, VECTORS, WIDTH
 from minidet.kernels.convolution.cpu.microkernel import copy_run, transpose_square
 from minidet.kernels.parallel import parallel
 
@@ -13,11 +14,11 @@ def packed(weight, order, memo: dict, *, transposed: bool):
     """`weight` as panels of WIDTH outputs each, kept in `memo` while the weights do not change.
 
     A panel holds, tap by tap in `order` and input channel by input channel, the weights of WIDTH
-    neighbouring outputs; missing outputs are zeros, and a last panel of few outputs is LANES wide.
+    neighbouring outputs; missing outputs are zeros, and the last panel has only as many vectors as it needs.
 
     Shapes:
         weight: (F, taps, C), outputs F and depth C; `transposed` swaps them: the input gradient
-        returns: flat, panels of (taps, depth, WIDTH or LANES)
+        returns: flat, panels of (taps, depth, vectors_of(outputs left) * LANES)
     """
     key = "cpu panels", weight.shape, transposed
     if key not in memo:
@@ -36,13 +37,19 @@ def padded(outputs: int) -> int:
     return -(-outputs // LANES) * LANES
 
 
+@register_jitable
+def vectors_of(outputs):
+    """Vectors of a panel behind whose first column there are so many."""
+    return min(VECTORS, (outputs + LANES - 1) // LANES)
+
+
 @parallel
 def _pack_block(block, weight, order, panels, outputs, depth, output_stride, tap_stride, depth_stride):
     """One tap of one panel, in squares of LANES x LANES where they are whole."""
     taps = len(order)
     panel, tap = block // taps, block % taps
     first = panel * WIDTH
-    width = WIDTH if outputs - first > LANES else LANES
+    width = vectors_of(outputs - first) * LANES
     begin = (first * taps + tap * width) * depth
     for j in range(0, width, LANES):
         valid = min(LANES, outputs - first - j)

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic, register_jitable
 
-from minidet.kernels.convolution.cpu.lanes import LANES
-from minidet.kernels.convolution.cpu.microkernel import INDEX, Emitter, literal
+from minidet.kernels.convolution.cpu.emitter import INDEX, Emitter, literal
+from minidet.kernels.convolution.cpu.lanes import LANES, PAIR
 
 TAPS = 3
 """Side of the filters."""
@@ -113,29 +114,39 @@ def both_ways(transform, square):
 
 
 @intrinsic(prefer_literal=True)
-def transform_pixels(typing, x, pitch, zeros, pixels, first, channel, target, to, apart, which):
-    """LANES channels of a square of pixels, transformed.
+def transform_pixels(typing, x, pitch, zeros, pixels, first, begin, end, target, to, vector, panel, apart, which):
+    """The channels begin to end of a square of pixels, transformed, LANES at a time.
 
-    target[to + q*apart + lane] = point q of T s T' with s[i, j] = x[pixels[first + i*side + j], channel + lane],
-    or zeros where that pixel is negative or has no such channel; pixels have `pitch` channels.
+    target[to + place(k) + q*apart + lane] = point q of T s T' with
+    s[i, j] = x[pixels[first + i*side + j], begin + k*LANES + lane], or zeros where that pixel is negative or has no
+    such channel; pixels have `pitch` channels.  Vectors come in panels: place(k) = k // PAIR * panel +
+    k % PAIR * vector.
     """
-    signature = types.void(x, INDEX, zeros, pixels, INDEX, INDEX, target, INDEX, INDEX, which)
+    signature = types.void(
+        x, INDEX, zeros, pixels, INDEX, INDEX, INDEX, target, INDEX, INDEX, INDEX, INDEX, which
+    )
     reads, _, transform = TRANSFORMS[literal(which)]
 
     def generate(context, builder, signature, args):
         emit = Emitter(context, builder, signature, args)
-        _, pitch, _, _, first, channel, _, to, apart, _ = args
-        nothing = emit.pointer(2, emit.index(0))
-        valid = builder.sub(pitch, channel)
-
-        def read(q: int):
+        _, pitch, _, _, first, begin, end, _, to, vector, panel, apart, _ = args
+        # Where the pixels are does not depend on the channel: found once, it costs less than what is done with it.
+        nothing = emit.pointer(2, begin)
+        sources = []
+        for q in range(reads * reads):
             pixel = emit.number(3, builder.add(first, emit.index(q)))
-            place = emit.pointer(0, builder.add(builder.mul(pixel, pitch), channel))
+            source = emit.pointer(0, builder.add(builder.mul(pixel, pitch), begin))
             outside = builder.icmp_signed("<", pixel, emit.index(0))
-            return _Vector(emit, emit.load_some(builder.select(outside, nothing, place), valid))
-
-        square = [[read(reads * i + j) for j in range(reads)] for i in range(reads)]
-        _store_square(emit, both_ways(transform, square), 6, to, apart, None)
+            sources.append(builder.select(outside, nothing, source))
+        many = builder.sdiv(builder.add(builder.sub(end, begin), emit.index(LANES - 1)), emit.index(LANES))
+        with cgutils.for_range(builder, many) as k:
+            offset = builder.mul(k.index, emit.index(LANES))
+            valid = builder.sub(builder.sub(pitch, begin), offset)
+            vectors = [_Vector(emit, emit.load_some(builder.gep(source, [offset]), valid)) for source in sources]
+            square = [vectors[reads * i : reads * (i + 1)] for i in range(reads)]
+            pair, odd = (f(k.index, emit.index(PAIR)) for f in (builder.udiv, builder.urem))
+            place = builder.add(builder.mul(pair, panel), builder.mul(odd, vector))
+            _store_square(emit, both_ways(transform, square), 7, builder.add(to, place), apart, None)
         return context.get_dummy_value()
 
     return signature, generate
@@ -167,33 +178,42 @@ def transform_vectors(typing, x, start, pitch, channels, target, to, apart, room
 
 
 @intrinsic(prefer_literal=True)
-def scatter_outputs(typing, m, start, apart, y, pitch, targets, target, column, epilogue, floor, which):
-    """One tile's outputs, LANES columns of them, from its products at m[start + q*apart].
+def scatter_outputs(
+    typing, m, start, apart, y, pitch, targets, target, begin, end, epilogue, floor, nowhere, which
+):
+    """One tile's outputs, columns begin to end of them, from its products at m[start + q*apart + column - begin].
 
-    y[targets[target + side*i + j], column + lane] = max(floor, add + scale * (A' m A)[i, j]) for every pixel
-    that is not negative and every lane with column + lane < pitch; the epilogue is multiply_tile's.
+    y[targets[target + side*i + j], column] = max(floor, add + scale * (A' m A)[i, j]) for every pixel that is not
+    negative; the others go to `nowhere`, which has room for `end` numbers.  The epilogue is multiply_tile's.
     """
-    signature = types.void(m, INDEX, INDEX, y, INDEX, targets, INDEX, INDEX, epilogue, types.float32, which)
+    signature = types.void(
+        m, INDEX, INDEX, y, INDEX, targets, INDEX, INDEX, INDEX, epilogue, types.float32, nowhere, which
+    )
     reads, writes, transform = TRANSFORMS[literal(which)]
 
     def generate(context, builder, signature, args):
         emit = Emitter(context, builder, signature, args)
-        _, start, apart, _, pitch, _, target, column, _, floor, _ = args
-
-        def read(q: int):
-            offset = builder.add(start, builder.mul(apart, emit.index(q)))
-            return _Vector(emit, emit.load(emit.pointer(0, offset), 0))
-
-        scale, add = emit.epilogue(8, column)
-        scale, add, low = emit.load(scale, 0), emit.load(add, 0), emit.broadcast(floor)
-        valid = builder.sub(pitch, column)
-        square = [[read(reads * i + j) for j in range(reads)] for i in range(reads)]
-        for i, row in enumerate(both_ways(transform, square)):
-            for j, vector in enumerate(row):
-                pixel = emit.number(5, builder.add(target, emit.index(writes * i + j)))
-                with builder.if_then(builder.icmp_signed(">=", pixel, emit.index(0))):
-                    place = emit.pointer(3, builder.add(builder.mul(pixel, pitch), column))
-                    emit.store_some(emit.finish(vector.value, scale, add, low), place, 0, valid)
+        _, start, apart, _, pitch, _, target, begin, end, _, floor, _, _ = args
+        lost, places = emit.pointer(11, begin), []
+        for q in range(writes * writes):
+            pixel = emit.number(5, builder.add(target, emit.index(q)))
+            place = emit.pointer(3, builder.add(builder.mul(pixel, pitch), begin))
+            places.append(builder.select(builder.icmp_signed("<", pixel, emit.index(0)), lost, place))
+        low, wanted = emit.broadcast(floor), builder.sub(end, begin)
+        many = builder.sdiv(builder.add(wanted, emit.index(LANES - 1)), emit.index(LANES))
+        scales, adds = emit.epilogue(9, begin)
+        with cgutils.for_range(builder, many) as k:
+            offset = builder.mul(k.index, emit.index(LANES))
+            scale, add = (emit.load(builder.gep(values, [offset]), 0) for values in (scales, adds))
+            source, vectors = emit.pointer(0, builder.add(start, offset)), []
+            for _ in range(reads * reads):
+                vectors.append(_Vector(emit, emit.load(source, 0)))
+                source = builder.gep(source, [apart])
+            square = [vectors[reads * i : reads * (i + 1)] for i in range(reads)]
+            results = [vector for row in both_ways(transform, square) for vector in row]
+            for vector, place in zip(results, places, strict=True):
+                value = emit.finish(vector.value, scale, add, low)
+                emit.store_masked(value, builder.gep(place, [offset]), builder.sub(wanted, offset))
         return context.get_dummy_value()
 
     return signature, generate
@@ -201,13 +221,13 @@ def scatter_outputs(typing, m, start, apart, y, pitch, targets, target, column, 
 
 def _store_square(emit: Emitter, square, argument: int, to, apart, room) -> None:
     """The points of a square, `apart` from each other, into that array argument."""
-    builder = emit.builder
-    for q, vector in enumerate(v for row in square for v in row):
-        place = emit.pointer(argument, builder.add(to, builder.mul(apart, emit.index(q))))
+    place = emit.pointer(argument, to)
+    for vector in (v for row in square for v in row):
         if room is None:
             emit.store(vector.value, place, 0)
         else:
             emit.store_some(vector.value, place, 0, room)
+        place = emit.builder.gep(place, [apart])
 
 
 class _Vector:

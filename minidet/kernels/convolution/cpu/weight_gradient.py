@@ -1,8 +1,8 @@
 """The gradient of the weights: an outer product per output pixel, of what came out and what went in.
 
 Seen as a matrix, dL/dw has a row per filter and a column per tap and channel.  A block of pixels is laid
-out twice in panels that stay in cache, dL/dy by ROWS filters and the gathered inputs by two vectors of
-columns; the register tile then adds up the products of a whole block before it touches memory again.
+out twice in panels that stay in cache, dL/dy by FILTERS filters and the gathered inputs by PAIR vectors of columns; the
+register tile then adds up the products of a whole block before it touches memory again.
 """
 
 from __future__ import annotations
@@ -10,14 +10,17 @@ from __future__ import annotations
 import numpy as np
 from numba import get_num_threads, njit
 
-from minidet.kernels.convolution.cpu.lanes import LANES, ROWS, VECTORS, WIDTH
-from minidet.kernels.convolution.cpu.microkernel import accumulate_tile, copy_run
+from minidet.kernels.convolution.cpu.lanes import FILTERS, LANES, PAIR, ROWS
+from minidet.kernels.convolution.cpu.microkernel import accumulate_rows, copy_run
 from minidet.kernels.convolution.cpu.panels import padded
 from minidet.kernels.convolution.cpu.plan import Plan
 from minidet.kernels.parallel import parallel
 
 BLOCK = 128 // ROWS
 """Tiles of pixels in a block: long enough to hide loading and storing the sums."""
+
+GROUP = 32
+"""Vectors of columns that are laid out together, so that a pixel's channels are read as they lie in memory."""
 
 FEW_WEIGHTS = 1 << 16
 """Up to so many weights every thread sums some pixels into a copy of its own; with more, a second copy
@@ -34,8 +37,8 @@ def outer_products(x, gy, plan: Plan, *, depth: int):
     """
     N, _, C = x.shape
     F, taps = gy.shape[2], len(plan.order)
-    rows = -(-F // ROWS) * ROWS
-    columns = -(-taps * padded(depth) // WIDTH) * WIDTH
+    rows = -(-F // FILTERS) * FILTERS
+    columns = taps * padded(depth)
     threads = get_num_threads()
     shares, ranges = (threads, 1) if rows * columns <= FEW_WEIGHTS else (1, threads)
     sums = np.zeros((shares, rows, columns), dtype=np.float32)
@@ -45,7 +48,7 @@ def outer_products(x, gy, plan: Plan, *, depth: int):
         plan.tiles, plan.sources, plan.targets, plan.read, plan.written, sums.reshape(-1), rows, columns,
     )  # fmt: skip
     total = sums[0] if shares == 1 else sums.sum(axis=0)
-    return np.ascontiguousarray(total[:F, : taps * padded(depth)].reshape(F, taps, -1)[:, :, :depth])
+    return np.ascontiguousarray(total[:F].reshape(F, taps, -1)[:, :, :depth])
 
 
 @parallel
@@ -55,63 +58,68 @@ def _unit(
     """The pixels of one share of the tiles, block by block, for one of `ranges` parts of the columns."""
     share, part = unit // ranges, unit % ranges
     begin, end, place = share * tiles // shares, (share + 1) * tiles // shares, share * rows * columns
-    pairs = columns // WIDTH
-    used = len(sources) // targets.size * ((depth + LANES - 1) // LANES)
-    left = np.zeros(rows * BLOCK * ROWS, dtype=np.float32)
-    right = np.zeros(WIDTH * BLOCK * ROWS, dtype=np.float32)
+    vectors = columns // LANES
+    pairs = (vectors + PAIR - 1) // PAIR
+    low, high = part * pairs // ranges * PAIR, min(vectors, (part + 1) * pairs // ranges * PAIR)
+    left = np.empty(rows * BLOCK * ROWS, dtype=np.float32)
+    right = np.empty(min(high - low, GROUP) * LANES * BLOCK * ROWS, dtype=np.float32)
     zeros = np.zeros(LANES, dtype=np.float32)
     for first in range(begin, end, BLOCK):
         last = min(first + BLOCK, end)
         pixels = (last - first) * ROWS
         _lay_out_filters(first, last, gy, F, targets, written, left, pixels)
-        for pair in range(part * pairs // ranges, (part + 1) * pairs // ranges):
-            # Of an odd number of vectors the last has no partner: what is in its place is cut off later.
-            for v in range(min(VECTORS, used - pair * VECTORS)):
-                _lay_out_column(first, last, pair * VECTORS + v, x, pitch, depth, table, sources, read, right, v, zeros)
-            for row in range(0, rows, ROWS):
-                target = place + row * columns + pair * WIDTH
-                accumulate_tile(
-                    left, row * pixels, ROWS, 0, right, 0, 0, pixels, 1, sums, target, columns, ROWS, VECTORS
-                )
+        for start in range(low, high, GROUP):
+            stop = min(start + GROUP, high)
+            _lay_out_columns(first, last, start, stop, x, pitch, depth, table, sources, read, right, pixels, zeros)
+            for v in range(start, stop, PAIR):
+                for row in range(0, rows, FILTERS):
+                    accumulate_rows(
+                        min(PAIR, stop - v), left, row * pixels, FILTERS, 0, right, (v - start) * LANES * pixels, 0,
+                        pixels, 1, sums, place + row * columns + v * LANES, columns,
+                    )  # fmt: skip
 
 
 @njit
 def _lay_out_filters(first, last, gy, F, targets, written, left, pixels):
-    """dL/dy in panels of (pixels, ROWS filters); missing filters and repeated pixels are zeros."""
+    """dL/dy in panels of (pixels, FILTERS filters); missing filters and repeated pixels are zeros."""
     for i in range(last - first):
         repeat, tile = divmod(first + i, len(targets))
         for m in range(ROWS):
             repeated = m > 0 and targets[tile, m] == targets[tile, m - 1]
             source = (repeat * written + targets[tile, m]) * F
-            target = (i * ROWS + m) * ROWS
-            for f in range(0, F, ROWS):
+            target = (i * ROWS + m) * FILTERS
+            for f in range(0, F, FILTERS):
                 place = f * pixels + target
-                if not repeated and f + ROWS <= F:
-                    copy_run(left, place, gy, source + f, ROWS)
+                if not repeated and f + FILTERS <= F:
+                    copy_run(left, place, gy, source + f, FILTERS)
                 else:
-                    for j in range(ROWS):
+                    for j in range(FILTERS):
                         left[place + j] = gy[source + f + j] if not repeated and f + j < F else 0
 
 
 @njit
-def _lay_out_column(first, last, vector, x, pitch, depth, table, sources, read, right, v, zeros):
-    """One tap's LANES channels of every pixel, as the v-th vector of rows of WIDTH."""
+def _lay_out_columns(first, last, begin, end, x, pitch, depth, table, sources, read, right, pixels, zeros):
+    """Vectors begin to end of every pixel, LANES channels of one tap each, in panels of (pixels, PAIR vectors)."""
     each = (depth + LANES - 1) // LANES
-    tap, channel = vector // each, vector % each * LANES
-    valid = min(LANES, depth - channel)
     for i in range(last - first):
         repeat, tile = divmod(first + i, len(table))
-        source = table[tile, 0] + tap * ROWS
         for m in range(ROWS):
-            target = (i * ROWS + m) * WIDTH + v * LANES
-            pixel = sources[source + m]
-            start = (repeat * read + pixel) * pitch + channel
-            if pixel < 0:
-                copy_run(right, target, zeros, 0, LANES)
-            elif valid == LANES:
-                copy_run(right, target, x, start, LANES)
-            else:
-                for j in range(valid):
-                    right[target + j] = x[start + j]
-                for j in range(valid, LANES):
-                    right[target + j] = 0
+            vector = begin
+            while vector < end:
+                tap = vector // each
+                pixel = sources[table[tile, 0] + tap * ROWS + m]
+                source = (repeat * read + pixel) * pitch
+                after = min(end, (tap + 1) * each)
+                for v in range(vector, after):
+                    panel = (v - begin) // PAIR * PAIR
+                    width = min(PAIR, end - begin - panel)
+                    target = (panel * pixels + (i * ROWS + m) * width + v - begin - panel) * LANES
+                    channel = (v - tap * each) * LANES
+                    if pixel < 0:
+                        copy_run(right, target, zeros, 0, LANES)
+                    elif channel + LANES <= depth:
+                        copy_run(right, target, x, source + channel, LANES)
+                    else:
+                        for j in range(LANES):
+                            right[target + j] = x[source + channel + j] if channel + j < depth else 0
+                vector = after

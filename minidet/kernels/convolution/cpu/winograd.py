@@ -16,9 +16,9 @@ import numpy as np
 from numba import get_num_threads, njit
 
 from minidet.kernels.convolution.cpu.direct import epilogue_of
-from minidet.kernels.convolution.cpu.lanes import LANES, ROWS, VECTORS, WIDTH
-from minidet.kernels.convolution.cpu.microkernel import multiply_tile
-from minidet.kernels.convolution.cpu.panels import padded
+from minidet.kernels.convolution.cpu.lanes import LANES, PAIR, ROWS, WIDTH
+from minidet.kernels.convolution.cpu.microkernel import multiply_rows
+from minidet.kernels.convolution.cpu.panels import padded, vectors_of
 from minidet.kernels.convolution.cpu.plan import NOWHERE
 from minidet.kernels.convolution.cpu.transform import (
     INPUT_2,
@@ -36,7 +36,10 @@ from minidet.kernels.parallel import parallel
 CACHE = 80 << 10
 """float32 numbers of transformed inputs and products that a block of tiles may have: a core's second-level cache."""
 
-HEAVY = 1 << 20
+LEAST_BLOCK, MOST_BLOCK = 2 * ROWS, 8 * ROWS
+"""Tiles of a block, as that cache allows."""
+
+HEAVY, HEAVY_BLOCK = 1 << 20, 15 * ROWS
 """Transformed weights that are more than so many numbers come from the last cache or from memory: each is fetched for
 as many tiles as possible, though their inputs then leave the second-level cache."""
 
@@ -117,75 +120,74 @@ def tiled_product(x, plan: Tiling, panels, pixels: int, outputs: int, *, scale=N
     N, _, C = x.shape
     y = np.empty((N, pixels, outputs), dtype=np.float32)
     many = points(plan.side)
-    if many * C * outputs > HEAVY:
-        block, span = 8 * ROWS, 4 * WIDTH
-    else:
-        block, span = ROWS * min(8, max(2, CACHE // (many * (padded(C) + WIDTH) * ROWS))), WIDTH
-    units = get_num_threads()
+    units, span = get_num_threads(), min(WIDTH, padded(outputs))
+    room = CACHE // (many * (padded(C) + span))
+    block = HEAVY_BLOCK if many * C * outputs > HEAVY else min(MOST_BLOCK, max(LEAST_BLOCK, room))
+    block = min(block, -(-plan.tiles // units) + ROWS - 1) // ROWS * ROWS
     _unit(
         units, units, plan.tiles, x.reshape(-1), C, np.zeros(padded(C), np.float32), plan.patches, plan.targets,
         panels, y.reshape(-1), outputs, epilogue_of(outputs, scale, bias), epilogue_of(span, None, None),
-        np.arange(ROWS, dtype=np.int32), np.float32(0 if relu else -np.inf), block, span, plan.side,
+        np.float32(0 if relu else -np.inf), block, span, plan.side,
     )  # fmt: skip
     return y
 
 
 @parallel
 def _unit(
-    unit, units, tiles, x, C, zeros, patches, targets, panels, y, outputs, epilogue, neutral, identity, floor,
+    unit, units, tiles, x, C, zeros, patches, targets, panels, y, outputs, epilogue, neutral, floor,
     block, span, side,
 ):  # fmt: skip
     """A share of the tiles, a block at a time."""
     begin, end = unit * tiles // units, (unit + 1) * tiles // units
     depth, many = len(zeros), points(side)
-    # A tile is written to all points at once.  At distances of a power of two those places would share one set of
-    # the cache: so rows are a vector longer, and points a row further apart, than they need to be.
-    pitch, step = depth + LANES, block + 1
-    inputs = np.zeros(many * step * pitch, dtype=np.float32)
-    products = np.empty(many * step * span, dtype=np.float32)
+    # A tile's points lie together, for they are written together.  At distances of a power of two they would share
+    # one set of the cache: so rows are a vector longer, and a tile has a row more, than they need.
+    pitch, step = depth + LANES, many + 1
+    rows = np.arange(ROWS).astype(np.int32) * np.int32(step)
+    inputs = np.empty(block * step * pitch, dtype=np.float32)
+    products = np.empty(block * step * span, dtype=np.float32)
+    nowhere = np.empty(outputs, dtype=np.float32)
     for first in range(begin, end, block):
-        # Behind the last tile of a block lie old numbers: multiplied along with it, never stored.
+        # Behind the last tile of a block lie any numbers: multiplied along with it, never stored.
         count = min(block, end - first)
         for t in range(count):
-            for c in range(0, C, LANES):
-                gather(side, x, C, zeros, patches, first + t, c, inputs, t * pitch + c, step * pitch)
+            gather(side, x, C, zeros, patches, first + t, 0, C, inputs, t * step * pitch, LANES, PAIR * LANES, pitch)
         for start in range(0, outputs, span):
             stop = min(start + span, outputs)
             for q in range(many):
                 for column in range(start, stop, WIDTH):
-                    width = WIDTH if outputs - column > LANES else LANES
-                    panel = (column * many + q * width) * depth
-                    for t in range(q * step, q * step + count, ROWS):
-                        if width == WIDTH:
-                            multiply_tile(
-                                inputs, pitch, zeros, identity, 0, t, 1, depth, panels, panel, products, span,
-                                identity, 0, t, column - start, WIDTH, neutral, -np.float32(np.inf), ROWS, VECTORS,
-                            )  # fmt: skip
-                        else:
-                            multiply_tile(
-                                inputs, pitch, zeros, identity, 0, t, 1, depth, panels, panel, products, span,
-                                identity, 0, t, column - start, LANES, neutral, -np.float32(np.inf), ROWS, 1,
-                            )  # fmt: skip
+                    vectors = vectors_of(stop - column)
+                    panel = (column * many + q * vectors * LANES) * depth
+                    for t in range(q, q + count * step, ROWS * step):
+                        multiply_rows(
+                            vectors, inputs, pitch, zeros, rows, 0, t, 1, depth, panels, panel, products, span,
+                            rows, 0, t, column - start, vectors * LANES, neutral, -np.float32(np.inf),
+                        )  # fmt: skip
             for t in range(count):
-                for column in range(start, stop, LANES):
-                    _scatter(
-                        side, products, t * span + column - start, step * span, y, outputs, targets, first + t, column,
-                        epilogue, floor,
-                    )  # fmt: skip
+                _scatter(
+                    side, products, t * step * span, span, y, outputs, targets, first + t, start, stop, epilogue,
+                    floor, nowhere,
+                )  # fmt: skip
 
 
 @njit
-def gather(side, x, C, zeros, patches, tile, channel, target, to, apart):
-    """The transformed inputs of a tile, LANES channels of them, to every `apart` numbers of `target`."""
+def gather(side, x, C, zeros, patches, tile, begin, end, target, to, vector, panel, apart):
+    """The transformed inputs of a tile, channels begin to end of them, every point `apart` from the one before."""
+    first = tile * points(side)
     if side == 4:
-        transform_pixels(x, C, zeros, patches, tile * points(4), channel, target, to, apart, INPUT_4)
+        transform_pixels(x, C, zeros, patches, first, begin, end, target, to, vector, panel, apart, INPUT_4)
     else:
-        transform_pixels(x, C, zeros, patches, tile * points(2), channel, target, to, apart, INPUT_2)
+        transform_pixels(x, C, zeros, patches, first, begin, end, target, to, vector, panel, apart, INPUT_2)
 
 
 @njit
-def _scatter(side, products, start, apart, y, outputs, targets, tile, column, epilogue, floor):
+def _scatter(side, products, start, apart, y, outputs, targets, tile, begin, end, epilogue, floor, nowhere):
+    first = tile * side * side
     if side == 4:
-        scatter_outputs(products, start, apart, y, outputs, targets, tile * 16, column, epilogue, floor, OUTPUT_4)
+        scatter_outputs(
+            products, start, apart, y, outputs, targets, first, begin, end, epilogue, floor, nowhere, OUTPUT_4
+        )
     else:
-        scatter_outputs(products, start, apart, y, outputs, targets, tile * 4, column, epilogue, floor, OUTPUT_2)
+        scatter_outputs(
+            products, start, apart, y, outputs, targets, first, begin, end, epilogue, floor, nowhere, OUTPUT_2
+        )

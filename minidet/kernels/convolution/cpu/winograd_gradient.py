@@ -10,8 +10,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from minidet.kernels.convolution.cpu.lanes import LANES, VECTORS, WIDTH
-from minidet.kernels.convolution.cpu.microkernel import accumulate_tile
+from minidet.kernels.convolution.cpu.lanes import FILTERS, LANES, PAIR
+from minidet.kernels.convolution.cpu.microkernel import accumulate_rows
 from minidet.kernels.convolution.cpu.panels import padded
 from minidet.kernels.convolution.cpu.scratch import scratch
 from minidet.kernels.convolution.cpu.transform import (
@@ -27,21 +27,25 @@ from minidet.kernels.convolution.cpu.transform import (
 from minidet.kernels.convolution.cpu.winograd import Tiling, gather
 from minidet.kernels.parallel import parallel
 
-FILTERS = 8 if LANES == 16 else 4
-"""Rows of the register tile: it must divide the vectors that filters come in."""
-
 RUN = 8
 """Tiles that lie together, all their points: a tile is written to all points at once, and were those far apart,
 every write would wait for memory."""
 
 RUNS = 16
-"""Runs that are summed up before the sums are stored: two panels of them fit the first-level cache."""
+"""Runs that are summed up before the sums are stored: their panel of channels fits the first-level cache."""
 
-SCRATCH = 3 << 17
-"""float32 numbers of transformed inputs and gradients at a time: about a second-level cache."""
+PANEL = PAIR * LANES
+"""Channels of a panel."""
 
-SUMS = 1 << 18
-"""With more sums than this, which leave that cache themselves, at least RUNS runs are transformed at a time."""
+SCRATCH = 1 << 20
+"""float32 numbers of transformed inputs and gradients at a time: what a second-level cache can nearly hold."""
+
+MANY_SUMS = 1 << 21
+"""With more sums than this, going through all of them again costs more than inputs and gradients that leave the caches:
+then as many tiles as possible are transformed at a time."""
+
+LARGE_SCRATCH = 1 << 24
+"""float32 numbers of them in that case."""
 
 
 def pointwise_products(x, gy, plan: Tiling):
@@ -55,9 +59,8 @@ def pointwise_products(x, gy, plan: Tiling):
     C, F, many = x.shape[2], gy.shape[2], points(plan.side)
     each = RUN * many * (padded(C) + padded(F))
     runs = -(-plan.tiles // RUN)
-    chunk = min(runs, max(RUNS if many * padded(F) * padded(C) > SUMS else 2, SCRATCH // each))
     sums = scratch("sums", many * padded(F) * padded(C))
-    sums[:] = 0
+    chunk = min(runs, max(2, (LARGE_SCRATCH if len(sums) > MANY_SUMS else SCRATCH) // each))
     left = scratch("left", chunk * RUN * many * padded(F))
     right = scratch("right", chunk * RUN * many * padded(C))
     gweight = np.empty((F, TAPS, TAPS, C), dtype=np.float32)
@@ -78,31 +81,35 @@ def pointwise_products(x, gy, plan: Tiling):
 
 @parallel
 def _gather_run(run, first, tiles, runs, C, F, side, x, gy, zeros, patches, targets, left, right, sums, gweight):
-    """Transform tiles into `left`, runs of (points, panels, RUN, LANES filters), and `right`, WIDTH channels wide."""
+    """Transform tiles into `left`, runs of (points, panels, RUN, LANES filters), and `right`, PANEL channels wide."""
     channels, filters = (C + LANES - 1) // LANES * LANES, (F + LANES - 1) // LANES * LANES
+    whole = channels // PANEL * PANEL
     for i in range(RUN):
         tile = first + run * RUN + i
-        for f in range(0, F, LANES):
-            target = run * points(side) * filters * RUN + f * RUN + i * LANES
-            if tile < tiles:
-                _gather_gradient(side, gy, F, zeros, targets, tile, f, left, target, filters * RUN)
-            else:  # products with it shall add nothing
-                for q in range(points(side)):
-                    left[target + q * filters * RUN : target + q * filters * RUN + LANES] = 0
-        for c in range(0, C, LANES):
-            column = c // WIDTH * WIDTH
-            width = WIDTH if channels - column > LANES else LANES
-            target = run * points(side) * channels * RUN + column * RUN + i * width + c - column
-            # Beyond the last tile: any numbers will do that are not NaN.
-            gather(side, x, C, zeros, patches, min(tile, tiles - 1), c, right, target, channels * RUN)
+        target = run * points(side) * filters * RUN + i * LANES
+        if tile < tiles:
+            _gather_gradient(side, gy, F, zeros, targets, tile, left, target, filters * RUN)
+        else:  # products with it shall add nothing
+            for q in range(points(side)):
+                for f in range(0, filters, LANES):
+                    place = target + (q * filters + f) * RUN
+                    left[place : place + LANES] = 0
+        # Beyond the last tile: any numbers will do that are not NaN.
+        tile = min(tile, tiles - 1)
+        target, apart = run * points(side) * channels * RUN, channels * RUN
+        gather(side, x, C, zeros, patches, tile, 0, whole, right, target + i * PANEL, LANES, PANEL * RUN, apart)
+        if whole < channels:  # the last panel is narrower
+            target += whole * RUN + i * (channels - whole)
+            gather(side, x, C, zeros, patches, tile, whole, channels, right, target, LANES, PANEL * RUN, apart)
 
 
 @njit
-def _gather_gradient(side, gy, F, zeros, targets, tile, f, left, to, apart):
+def _gather_gradient(side, gy, F, zeros, targets, tile, left, to, apart):
+    vector, panel, first = LANES * RUN, PANEL * RUN, tile * side * side
     if side == 4:
-        transform_pixels(gy, F, zeros, targets, tile * 16, f, left, to, apart, GRADIENT_4)
+        transform_pixels(gy, F, zeros, targets, first, 0, F, left, to, vector, panel, apart, GRADIENT_4)
     else:
-        transform_pixels(gy, F, zeros, targets, tile * 4, f, left, to, apart, GRADIENT_2)
+        transform_pixels(gy, F, zeros, targets, first, 0, F, left, to, vector, panel, apart, GRADIENT_2)
 
 
 @parallel
@@ -111,19 +118,16 @@ def _multiply_point(q, first, tiles, runs, C, F, side, x, gy, zeros, patches, ta
     channels, filters = (C + LANES - 1) // LANES * LANES, (F + LANES - 1) // LANES * LANES
     many = points(side)
     run_a, run_b = many * filters * RUN, many * channels * RUN
+    if first == 0:
+        sums[q * filters * channels : (q + 1) * filters * channels] = 0
     for begin in range(0, runs, RUNS):
         count = min(RUNS, runs - begin)
-        for column in range(0, channels, WIDTH):
-            b = begin * run_b + (q * channels + column) * RUN
+        for column in range(0, channels, PANEL):
+            b, vectors = begin * run_b + (q * channels + column) * RUN, min(PAIR, (channels - column) // LANES)
             for f in range(0, filters, FILTERS):
                 a = begin * run_a + (q * filters + f // LANES * LANES) * RUN + f % LANES
                 c = (q * filters + f) * channels + column
-                if channels - column > LANES:
-                    accumulate_tile(
-                        left, a, LANES, run_a, right, b, run_b, RUN, count, sums, c, channels, FILTERS, VECTORS
-                    )
-                else:
-                    accumulate_tile(left, a, LANES, run_a, right, b, run_b, RUN, count, sums, c, channels, FILTERS, 1)
+                accumulate_rows(vectors, left, a, LANES, run_a, right, b, run_b, RUN, count, sums, c, channels)
 
 
 @parallel

@@ -1,0 +1,144 @@
+"""Writes vector instructions into a compiled function, where Numba's own translation would not use them well."""
+
+from __future__ import annotations
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.core.errors import TypingError
+
+from minidet.kernels.convolution.cpu.lanes import LANES, UNROLLED
+
+INDEX = types.intp
+
+
+class Emitter:
+    """Writes vector instructions for one call of an intrinsic."""
+
+    def __init__(self, context, builder, signature, args, lanes: int = LANES) -> None:
+        self.context, self.builder, self.types, self.args = context, builder, signature.args, args
+        self.vector = ir.VectorType(ir.FloatType(), lanes)
+        self.lanes = lanes
+
+    def index(self, value: int):
+        """A constant for offsets."""
+        return ir.Constant(ir.IntType(64), value)
+
+    def pointer(self, argument: int, offset):
+        """Where element `offset` of that array argument is."""
+        return self.builder.gep(self._array(argument).data, [offset])
+
+    def number(self, argument: int, offset):
+        """Element `offset` of that array of small integers, as an index."""
+        return self.builder.sext(self.builder.load(self.pointer(argument, offset)), ir.IntType(64))
+
+    def epilogue(self, argument: int, column):
+        """Where the scales and the shifts of the columns from `column` on are: halves of that array."""
+        scales = self.pointer(argument, column)
+        half = self.builder.sdiv(self._array(argument).nitems, self.index(2))
+        return scales, self.builder.gep(scales, [half])
+
+    def repeat(self, times, body) -> None:
+        """body(0), body(1), ... body(times - 1), UNROLLED of them in a turn while there are as many."""
+        builder, step = self.builder, self.index(UNROLLED)
+        turns = builder.udiv(times, step)
+        with cgutils.for_range(builder, turns) as turn:
+            first = builder.mul(turn.index, step)
+            for i in range(UNROLLED):
+                body(builder.add(first, self.index(i)))
+        done = builder.mul(turns, step)
+        with cgutils.for_range(builder, builder.sub(times, done)) as left:
+            body(builder.add(done, left.index))
+
+    def finish(self, value, scale, add, low):
+        """max(low, add + scale * value)."""
+        value = self.fma(value, scale, add)
+        # An ordered comparison is false for NaN, so NaN is kept.
+        return self.builder.select(self.builder.fcmp_ordered("<", value, low), low, value)
+
+    def variable(self, value=None):
+        """A vector that LLVM will keep in a register, zero unless told otherwise."""
+        slot = cgutils.alloca_once(self.builder, self.vector)
+        self.builder.store(ir.Constant(self.vector, None) if value is None else value, slot)
+        return slot
+
+    def load(self, pointer, v: int):
+        """The v-th vector behind `pointer`, which need not be aligned."""
+        return self.builder.load(self._vectors(pointer, v), align=4)
+
+    def store(self, value, pointer, v: int) -> None:
+        """Write the v-th vector behind `pointer`."""
+        self.builder.store(value, self._vectors(pointer, v), align=4)
+
+    def load_some(self, pointer, valid):
+        """The vector behind `pointer`, its lanes from `valid` on as zeros that are not read."""
+        vector, mask = self._vectors(pointer, 0), self._below(valid, 0)
+        align = ir.Constant(ir.IntType(32), 4)
+        kind = ir.FunctionType(self.vector, [vector.type, align.type, mask.type, self.vector])
+        name = f"llvm.masked.load.v{self.lanes}f32.p0"
+        load = cgutils.get_or_insert_function(self.builder.module, kind, name)
+        return self.builder.call(load, [vector, align, mask, ir.Constant(self.vector, None)])
+
+    def store_some(self, value, pointer, v: int, valid) -> None:
+        """Store those lanes of the v-th vector whose column is below `valid`."""
+        first = v * self.lanes
+        whole = self.builder.icmp_signed(">=", valid, self.index(first + self.lanes))
+        with self.builder.if_else(whole) as (then, otherwise):
+            with then:
+                self.store(value, pointer, v)
+            with otherwise:
+                self._masked_store(value, pointer, v, self._below(valid, first))
+
+    def store_masked(self, value, pointer, valid) -> None:
+        """Store those lanes of the vector behind `pointer` that are below `valid`."""
+        self._masked_store(value, pointer, 0, self._below(valid, 0))
+
+    def broadcast(self, scalar):
+        """A vector of one number."""
+        empty = ir.Constant(ir.VectorType(scalar.type, self.lanes), ir.Undefined)
+        one = self.builder.insert_element(empty, scalar, ir.Constant(ir.IntType(32), 0))
+        first = ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), [0] * self.lanes)
+        return self.builder.shuffle_vector(one, empty, first)
+
+    def fma(self, a, b, c):
+        """a * b + c, fused where the machine can: `fma` itself would be a library call elsewhere."""
+        kind = ir.FunctionType(self.vector, [self.vector] * 3)
+        name = f"llvm.fmuladd.v{self.lanes}f32"
+        return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, name), [a, b, c])
+
+    def multiply_add(self, inputs, weights, sums) -> None:
+        """sums[m][v] += inputs[m] * weights[v] for every row m and vector v of a tile."""
+        loaded = [self.load(weights, v) for v in range(len(sums[0]))]
+        for pointer, row in zip(inputs, sums, strict=True):
+            scalar = self.broadcast(self.builder.load(pointer))
+            for weight, total in zip(loaded, row, strict=True):
+                self.builder.store(self.fma(scalar, weight, self.builder.load(total)), total)
+
+    def _below(self, valid, first: int):
+        """Which lanes of a vector whose first is column `first` are below `valid`."""
+        columns = ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), list(range(first, first + self.lanes)))
+        return self.builder.icmp_signed("<", columns, self.broadcast(self.builder.trunc(valid, ir.IntType(32))))
+
+    def _masked_store(self, value, pointer, v: int, mask) -> None:
+        target = self._vectors(pointer, v)
+        align = ir.Constant(ir.IntType(32), 4)
+        kind = ir.FunctionType(ir.VoidType(), [self.vector, target.type, align.type, mask.type])
+        name = f"llvm.masked.store.v{self.lanes}f32.p0"
+        store = cgutils.get_or_insert_function(self.builder.module, kind, name)
+        self.builder.call(store, [value, target, align, mask])
+
+    def _array(self, argument: int):
+        return self.context.make_array(self.types[argument])(
+            self.context, self.builder, self.args[argument]
+        )
+
+    def _vectors(self, pointer, v: int):
+        shifted = self.builder.gep(pointer, [self.index(v * self.lanes)])
+        return self.builder.bitcast(shifted, self.vector.as_pointer())
+
+
+def literal(kind) -> int:
+    """The number behind an argument's type, which must be a literal."""
+    if not isinstance(kind, types.IntegerLiteral):
+        raise TypingError("what the code depends on must be a literal integer")
+    return kind.literal_value
