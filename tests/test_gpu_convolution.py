@@ -1,0 +1,302 @@
+"""The convolutions for GPUs, held to the definition: their algebra on NumPy, their CUDA on an emulator.
+
+`cuda.launch` and `cuda.multiply` are all that they ask of a GPU.  Here NumPy and the emulator stand in for them, and
+everything else runs as it is.  Tests marked `gpu` run the engines on a device.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import subprocess
+
+import emulated
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from minidet.kernels import convolve, convolve_input_gradient, convolve_weight_gradient
+from minidet.kernels.convolution import Geometry, definition
+
+cuda = pytest.importorskip(
+    "minidet.kernels.convolution.gpu.cuda", reason="the convolutions for GPUs are not installed"
+)
+from minidet.kernels.convolution.gpu import im2col, implicit, shift  # noqa: E402
+
+KERNELS = (convolve, convolve_input_gradient, convolve_weight_gradient)
+BOUND = {"float32": 1e-5, "tf32": 1e-3, "bfloat16": 2e-2}
+"""Largest error against float64 of the same numbers, over sqrt(terms in a sum) * rms of both factors.  TF32 rounds
+factors by 5e-4 of their size at most, and errors of random sign grow as the sum does.  Factors that are bfloat16 are
+exact, but the result is rounded by 1/512 of its size, and the largest of many is six times as large as is common."""
+
+FORWARD, SAME = Geometry(((7, 5),), (3, 3), (1, 1), (1, 1)), ((3, 3), (1, 1), (1, 1))
+GEOMETRIES = {
+    "one pixel": (Geometry(((1, 1),), *SAME), 1, 8, 8),
+    "a pixel wide": (Geometry(((1, 9), (6, 1), (1, 1)), *SAME), 3, 16, 8),
+    "tails everywhere": (Geometry(((13, 7),), *SAME), 3, 40, 136),
+    "pyramid": (Geometry(((9, 12), (5, 6), (3, 3), (2, 2), (1, 1)), *SAME), 2, 24, 16),
+    "point": (Geometry(((9, 12), (3, 2)), (1, 1)), 2, 72, 24),
+    "strided point": (Geometry(((9, 12),), (1, 1), (2, 2)), 2, 24, 16),
+    "strided": (Geometry(((9, 12), (4, 5)), (3, 3), (2, 2), (1, 1)), 2, 16, 24),
+    "uneven": (Geometry(((9, 12), (3, 4)), (2, 3), (1, 2), (1, 0), (2, 1)), 2, 8, 16),
+    "wide": (Geometry(((11, 10),), (5, 5), (3, 2), (2, 2), (1, 2)), 1, 8, 8),
+    "more padding than filter": (Geometry(((3, 2),), (1, 2), (1, 1), (2, 1)), 2, 8, 8),
+}
+"""Geometry, images, channels, filters."""
+
+
+# --- NumPy in the place of a GPU ----------------------------------------------------------------
+
+
+def bfloat16(x):
+    """The nearest bfloat16, as the 16 bits that hold it."""
+    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+
+
+def wide(x):
+    """Numbers of any kind as float64; 16 bits are a bfloat16."""
+    if x is None:
+        return None
+    return (x.astype(np.uint32) << 16).view(np.float32).astype(float) if x.dtype == np.uint16 else x.astype(float)
+
+
+def matrices(stack, rows, columns, count):
+    """All elements of the stack as (count, rows, columns); they lie inside of its array."""
+    array, size = stack.array.reshape(-1), stack.array.itemsize
+    last = stack.start + (count - 1) * stack.step + (rows - 1) * stack.pitch + columns
+    assert 0 <= stack.start and last <= array.size
+    assert stack.pitch >= columns, "cuBLAS refuses rows that overlap"
+    strides = (stack.step * size, stack.pitch * size, size)
+    return np.lib.stride_tricks.as_strided(array[stack.start :], (count, rows, columns), strides)
+
+
+def multiply(c, a, b, shape, count, *, a_transposed=False, b_transposed=False, add=False):
+    """`cuda.multiply` on NumPy."""
+    m, n, k = shape
+    left = matrices(a, k, m, count).swapaxes(1, 2) if a_transposed else matrices(a, m, k, count)
+    right = matrices(b, n, k, count).swapaxes(1, 2) if b_transposed else matrices(b, k, n, count)
+    target = matrices(c, m, n, count)
+    assert target.dtype != np.uint16
+    target[...] = wide(left) @ wide(right) + (target if add else 0)
+
+
+def ends_of_shift(file, name, blocks, threads, shared_bytes, args):
+    """The two kernels of shift.cu, for numbers of any kind."""
+    images, H, W, C, _, start, before, rows = map(int, args[2 if name.startswith("spread") else 4])
+    shape = (images, H + 1, W + 1, C)
+    if name.startswith("spread"):
+        x, rim, _ = args
+        assert rim.shape == (rows, C)
+        rim[...] = 0
+        inner = rim[before : before + math.prod(shape[:3])].reshape(shape)
+        inner[:, :H, :W] = x[:, start : start + H * W].reshape(images, H, W, C)
+        return
+    sums, scale, bias, y, _, relu = args
+    level = sums[: math.prod(shape[:3])].reshape(shape)[:, :H, :W].reshape(images, H * W, C)
+    level = level * (1 if scale is None else scale) + (0 if bias is None else bias)
+    y[:, start : start + H * W] = np.maximum(level, 0) if relu else level
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """The engines run on NumPy arrays; CUDA kernels run on the emulator."""
+    monkeypatch.setattr(cuda, "device", lambda: 0)
+    monkeypatch.setattr(cuda, "capability", lambda device: 90)
+    monkeypatch.setattr(cuda, "launch", emulated.launch)
+    monkeypatch.setattr(cuda, "multiply", multiply)
+    monkeypatch.setattr(cuda, "numbers", lambda x: "bfloat16" if x.dtype == np.uint16 else x.dtype.name)
+
+
+def arrays(geometry, N, C, F, seed=0):
+    """x, weight, bias, scale and dL/dy in float64."""
+    rng = np.random.default_rng(seed)
+    shapes = (N, geometry.pixels, C), (F, *geometry.size, C // geometry.groups), (F,), (F,)
+    drawn = [rng.normal(size=shape) for shape in (*shapes, (N, geometry.output_pixels, F))]
+    drawn[3] = np.clip(np.abs(drawn[3]), 0, 1)
+    return drawn
+
+
+def three(engine, x, weight, bias, scale, gy, geometry):
+    """An engine's results: y with everything that follows it, dL/dx and dL/dweight; memos are full the second time."""
+    memo = {}
+    for _ in range(2):
+        y = engine.convolve(x, weight, bias, scale, True, geometry, memo)
+        gx = engine.convolve_input_gradient(gy, weight, geometry, memo)
+    return y, gx, engine.convolve_weight_gradient(x, gy, geometry)
+
+
+# --- algebra, in float64 ------------------------------------------------------------------------
+
+
+@st.composite
+def problems(draw, sizes, strides, paddings, dilations):
+    """Geometry, images, channels, filters, seed."""
+    side = st.integers(1, 9)
+    maps = draw(st.lists(st.tuples(side, side), min_size=1, max_size=3))
+    rules = (draw(st.sampled_from(choices)) for choices in (sizes, strides, paddings, dilations))
+    geometry = Geometry(tuple(maps), *rules)
+    assume(all(min(map_) > 0 for map_ in geometry.output_maps))
+    return geometry, *(draw(st.integers(1, 5)) for _ in range(3)), draw(st.integers(0, 2**32 - 1))
+
+
+ALIKE = problems([(3, 3)], [(1, 1)], [(1, 1)], [(1, 1)])
+ANY = problems([(3, 3), (1, 1), (2, 3)], [(1, 1), (2, 2), (1, 3)], [(0, 0), (1, 1), (2, 0)], [(1, 1), (1, 2)])
+
+
+@pytest.mark.parametrize(("engine", "drawn"), [(shift, ALIKE), (im2col, ANY)], ids=["shift", "im2col"])
+def test_the_algebra_is_right_and_both_gradients_are_transposes(engine, drawn, here, monkeypatch):
+    """Also <conv(x, w), g> = <x, dL/dx> = <w, dL/dw>."""
+    monkeypatch.setattr(cuda, "launch", ends_of_shift)
+
+    @settings(max_examples=60, deadline=None, database=None, derandomize=True)
+    @given(drawn)
+    def holds(problem):
+        geometry = problem[0]
+        x, weight, _, _, gy = made = arrays(*problem)
+        for got, want in zip(three(engine, *made, geometry), three(definition, *made, geometry), strict=True):
+            assert got.shape == want.shape
+            np.testing.assert_allclose(got, want, atol=1e-11)
+        product = np.sum(engine.convolve(x, weight, None, None, False, geometry, {}) * gy)
+        gx = engine.convolve_input_gradient(gy, weight, geometry, {})
+        gweight = engine.convolve_weight_gradient(x, gy, geometry)
+        assert np.sum(gx * x) == pytest.approx(product, abs=1e-9)
+        assert np.sum(gweight * weight) == pytest.approx(product, abs=1e-9)
+
+    holds()
+
+
+# --- the CUDA kernels, on the emulator ----------------------------------------------------------
+
+
+def within(name, got, want, terms, factors, bound):
+    scale = math.sqrt(terms) * math.prod(math.sqrt(np.mean(np.square(wide(a)))) for a in factors)
+    error = np.abs(wide(got) - want).max() / scale
+    assert got.shape == want.shape
+    assert error <= bound, f"{name}: an error of {error:.2g}, where {bound:.0e} is allowed"
+
+
+def settle(engine, made, geometry, bound):
+    """Three results, held to the definition in float64 of the very same numbers."""
+    x, weight, _, _, gy = made
+    wants = three(definition, *map(wide, made), geometry)
+    terms = [geometry.taps * weight.shape[3], geometry.taps * weight.shape[0], gy.shape[0] * gy.shape[1]]
+    factors = [(x, weight), (gy, weight), (x, gy)]
+    gots = three(engine, *made, geometry)
+    for name, got, want, *rule in zip(("y", "dx", "dw"), gots, wants, terms, factors, strict=True):
+        within(name, got, want, *rule, bound)
+    return gots
+
+
+def narrowed(made, kind):
+    """x, weight and dL/dy in the kind of numbers asked for; bias and scale in float32."""
+    narrow = bfloat16 if kind == "bfloat16" else np.float32
+    return [narrow(a) if a.ndim > 1 else a.astype(np.float32) for a in made]
+
+
+@pytest.mark.parametrize("worst", [(False, False), (True, True)], ids=["copies at once", "copies late, backwards"])
+@pytest.mark.parametrize("kind", ["tf32", "bfloat16"])
+@pytest.mark.parametrize("case", GEOMETRIES)
+def test_implicit_on_the_emulator(case, kind, worst, here):
+    geometry, *sizes = GEOMETRIES[case]
+    emulator = emulated.library(implicit.FILE)
+    emulator.choose(*map(int, worst))
+    made = narrowed(arrays(geometry, *sizes), kind)
+    assert implicit.accepts(made[0], geometry, *sizes[1:])
+    y, gx, gweight = settle(implicit, made, geometry, BOUND[kind])
+    assert y.dtype == gx.dtype == made[0].dtype and gweight.dtype == np.float32
+    assert emulator.conflicts() == 0, "rows that are read together lie in the same bank of shared memory"
+
+
+def test_implicit_shares_out_the_sum_over_pixels(here, monkeypatch):
+    geometry = Geometry(((30, 20), (7, 9)), *SAME)
+    shares = []
+
+    def launch(*args):
+        emulated.launch(*args)
+        shares.append(args[2][1])
+
+    monkeypatch.setattr(cuda, "launch", launch)
+    for kind in ("tf32", "bfloat16"):
+        settle(implicit, narrowed(arrays(geometry, 2, 8, 16), kind), geometry, BOUND[kind])
+    assert max(shares) >= 5, "one block for all pixels proves nothing"
+
+
+@pytest.mark.parametrize("kind", ["float32", "bfloat16"])
+@pytest.mark.parametrize("case", [case for case, (geometry, *_) in GEOMETRIES.items() if geometry.size == (3, 3)])
+def test_shift_on_the_emulator(case, kind, here):
+    geometry, *sizes = GEOMETRIES[case]
+    made = narrowed(arrays(geometry, *sizes), kind)
+    if shift.accepts(made[0], geometry, *sizes[1:]):
+        settle(shift, made, geometry, BOUND[kind])
+    else:
+        assert geometry.stride != (1, 1)
+
+
+def test_nan_passes_through_the_rectifier(here):
+    geometry = Geometry(((4, 4),), *SAME)
+    made = narrowed(arrays(geometry, 1, 8, 8), "float32")
+    made[0][0, 5] = np.nan
+    for engine in (implicit, shift):
+        assert np.isnan(three(engine, *made, geometry)[0][0, 5]).all()
+
+
+def test_the_plan_is_what_the_kernels_read(here):
+    plan = implicit.forward_plan(FORWARD, 2, 8, 16)
+    assert plan.dtype == np.int32 and plan.size == emulated.library(implicit.FILE).plan_words()
+
+
+MISTAKES = {
+    "no barrier": ("        __syncthreads();\n", "", (True, True)),
+    "copies not awaited": ("await_copies<STAGES - 2>()", "await_copies<STAGES - 1>()", (True, False)),
+    "copies into memory in use": ("STAGES = 3", "STAGES = 2", None),
+    "everything in one bank": ("(piece ^ (row >> 1 & 3))", "piece", (False, False)),
+    "a filter too many": ("filter < plan->filters && k < length;", "k < length;", (False, False)),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_the_emulator_sees_mistakes(mistake, here, monkeypatch, tmp_path):
+    """Were it blind, the tests above would prove nothing.  Two stages are slow, not wrong: they must pass."""
+    right, wrong, worst = MISTAKES[mistake]
+    source = (emulated.SOURCES / implicit.FILE).read_text()
+    assert source.count(right) == 1
+    (tmp_path / implicit.FILE).write_text(source.replace(right, wrong))
+    emulator = emulated.compiled(tmp_path, implicit.FILE)
+    monkeypatch.setattr(cuda, "launch", lambda *args: emulated.launch(*args, emulator=emulator))
+    geometry = Geometry(((13, 7),), *SAME)
+    x, weight, bias, scale, _ = narrowed(arrays(geometry, 2, 40, 24), "tf32")
+    want = definition.convolve(*map(wide, (x, weight, bias, scale)), True, geometry, {})
+
+    def runs():
+        emulator.choose(*map(int, worst or (True, False)))
+        y = implicit.convolve(x, weight, bias, scale, True, geometry, {})
+        within("y", y, want, 360, (x, weight), BOUND["tf32"])
+        assert emulator.conflicts() == 0
+
+    if worst is None:
+        runs()
+    else:
+        with pytest.raises(AssertionError):
+            runs()
+
+
+# --- compilers ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("file", [implicit.FILE, shift.FILE])
+def test_nvcc_compiles_and_keeps_everything_in_registers(file, architecture, tmp_path):
+    compiler = shutil.which("nvcc")
+    if compiler is None:
+        pytest.skip("needs nvcc to compile the CUDA kernels")
+    command = [compiler, "-std=c++17", f"-arch={architecture}", "-cubin", "-Xptxas", "-v", "-Werror", "all-warnings"]
+    done = subprocess.run(
+        [*command, "-o", str(tmp_path / "kernels.cubin"), str(emulated.SOURCES / file)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    spills = [line for line in done.stderr.splitlines() if "spill" in line]
+    assert len(spills) == 4
+    assert all("0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads" in line for line in spills), done.stderr
