@@ -25,10 +25,11 @@ cuda = pytest.importorskip(
 from minidet.kernels.convolution.gpu import im2col, implicit, shift  # noqa: E402
 
 KERNELS = (convolve, convolve_input_gradient, convolve_weight_gradient)
-BOUND = {"float32": 1e-5, "tf32": 1e-3, "bfloat16": 2e-2}
+BOUND = {"float32": 1e-5, "tf32": 2e-3, "bfloat16": 2e-2}
 """Largest error against float64 of the same numbers, over sqrt(terms in a sum) * rms of both factors.  TF32 rounds
-factors by 5e-4 of their size at most, and errors of random sign grow as the sum does.  Factors that are bfloat16 are
-exact, but the result is rounded by 1/512 of its size, and the largest of many is six times as large as is common."""
+factors by 5e-4 of their size at most and 2e-4 commonly: 3e-4 for a product, and errors of random sign grow as the sum
+does, so 2e-3 is six times what is common.  Factors that are bfloat16 are exact, but the result is rounded by 1/512 of
+its size at most, and the largest of many is six times as large as is common."""
 
 FORWARD, SAME = Geometry(((7, 5),), (3, 3), (1, 1), (1, 1)), ((3, 3), (1, 1), (1, 1))
 GEOMETRIES = {
@@ -177,16 +178,26 @@ def within(name, got, want, terms, factors, bound):
     assert error <= bound, f"{name}: an error of {error:.2g}, where {bound:.0e} is allowed"
 
 
-def settle(engine, made, geometry, bound):
-    """Three results, held to the definition in float64 of the very same numbers."""
+def settle(engine, made, geometry, kind):
+    """Three results, held to the definition in float64.
+
+    What TF32 loses, it loses before anything is multiplied: of factors rounded as it rounds them, float32's bound
+    holds.  So it does for sums of bfloat16 that are not rounded in the end.
+    """
     x, weight, _, _, gy = made
-    wants = three(definition, *map(wide, made), geometry)
+    exact = [round_tf32(a) if kind == "tf32" and a.ndim > 1 else a for a in made]
+    wants = three(definition, *map(wide, exact), geometry)
     terms = [geometry.taps * weight.shape[3], geometry.taps * weight.shape[0], gy.shape[0] * gy.shape[1]]
     factors = [(x, weight), (gy, weight), (x, gy)]
     gots = three(engine, *made, geometry)
     for name, got, want, *rule in zip(("y", "dx", "dw"), gots, wants, terms, factors, strict=True):
-        within(name, got, want, *rule, bound)
+        within(name, got, want, *rule, BOUND["float32" if got.dtype == np.float32 else kind])
     return gots
+
+
+def round_tf32(x):
+    """The nearest number with ten bits of fraction, ties away from zero."""
+    return (x.view(np.uint32) + 0x1000 & ~np.uint32(0x1FFF)).view(np.float32)
 
 
 def narrowed(made, kind):
@@ -204,7 +215,7 @@ def test_implicit_on_the_emulator(case, kind, worst, here):
     emulator.choose(*map(int, worst))
     made = narrowed(arrays(geometry, *sizes), kind)
     assert implicit.accepts(made[0], geometry, *sizes[1:])
-    y, gx, gweight = settle(implicit, made, geometry, BOUND[kind])
+    y, gx, gweight = settle(implicit, made, geometry, kind)
     assert y.dtype == gx.dtype == made[0].dtype and gweight.dtype == np.float32
     assert emulator.conflicts() == 0, "rows that are read together lie in the same bank of shared memory"
 
@@ -219,7 +230,7 @@ def test_implicit_shares_out_the_sum_over_pixels(here, monkeypatch):
 
     monkeypatch.setattr(cuda, "launch", launch)
     for kind in ("tf32", "bfloat16"):
-        settle(implicit, narrowed(arrays(geometry, 2, 8, 16), kind), geometry, BOUND[kind])
+        settle(implicit, narrowed(arrays(geometry, 2, 8, 16), kind), geometry, kind)
     assert max(shares) >= 5, "one block for all pixels proves nothing"
 
 
@@ -229,7 +240,7 @@ def test_shift_on_the_emulator(case, kind, here):
     geometry, *sizes = GEOMETRIES[case]
     made = narrowed(arrays(geometry, *sizes), kind)
     if shift.accepts(made[0], geometry, *sizes[1:]):
-        settle(shift, made, geometry, BOUND[kind])
+        settle(shift, made, geometry, kind)
     else:
         assert geometry.stride != (1, 1)
 
