@@ -6,9 +6,12 @@ everything else runs as it is.  Tests marked `gpu` run the engines on a device.
 
 from __future__ import annotations
 
+import ctypes
 import math
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 
 import emulated
 import numpy as np
@@ -16,7 +19,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from minidet.kernels import convolve, convolve_input_gradient, convolve_weight_gradient
+from minidet import backend
+from minidet.kernels import convolve, convolve_input_gradient, convolve_weight_gradient, only
 from minidet.kernels.convolution import Geometry, definition
 
 cuda = pytest.importorskip(
@@ -42,6 +46,8 @@ GEOMETRIES = {
     "strided": (Geometry(((9, 12), (4, 5)), (3, 3), (2, 2), (1, 1)), 2, 16, 24),
     "uneven": (Geometry(((9, 12), (3, 4)), (2, 3), (1, 2), (1, 0), (2, 1)), 2, 8, 16),
     "wide": (Geometry(((11, 10),), (5, 5), (3, 2), (2, 2), (1, 2)), 1, 8, 8),
+    "odd channels": (Geometry(((9, 7), (3, 3)), *SAME), 2, 27, 36),
+    "stem": (Geometry(((13, 14),), (7, 7), (2, 2), (3, 3)), 2, 3, 16),
     "more padding than filter": (Geometry(((3, 2),), (1, 2), (1, 1), (2, 1)), 2, 8, 8),
 }
 """Geometry, images, channels, filters."""
@@ -242,7 +248,7 @@ def test_shift_on_the_emulator(case, kind, here):
     if shift.accepts(made[0], geometry, *sizes[1:]):
         settle(shift, made, geometry, kind)
     else:
-        assert geometry.stride != (1, 1)
+        assert case in ("strided", "odd channels")
 
 
 def test_nan_passes_through_the_rectifier(here):
@@ -258,39 +264,68 @@ def test_the_plan_is_what_the_kernels_read(here):
     assert plan.dtype == np.int32 and plan.size == emulated.library(implicit.FILE).plan_words()
 
 
+WORST = {"late": (True, False), "at once": (False, False), "late, backwards": (True, True)}
 MISTAKES = {
-    "no barrier": ("        __syncthreads();\n", "", (True, True)),
-    "copies not awaited": ("await_copies<STAGES - 2>()", "await_copies<STAGES - 1>()", (True, False)),
-    "copies into memory in use": ("STAGES = 3", "STAGES = 2", None),
-    "everything in one bank": ("(piece ^ (row >> 1 & 3))", "piece", (False, False)),
-    "a filter too many": ("filter < plan->filters && k < length;", "k < length;", (False, False)),
+    "no barrier": ("        __syncthreads();\n", "", "late, backwards"),
+    "copies not awaited": ("await_copies<STAGES - 2>()", "await_copies<STAGES - 1>()", "late"),
+    "copies into memory in use": ("(s + STAGES - 1) % STAGES", "(s + STAGES) % STAGES", "at once"),
+    "everything in one bank": ("(piece ^ (row >> 1 & 3))", "piece", "at once"),
+    "a filter too many": ("filter < plan->filters && k < length;", "k < length;", "at once"),
+    "a pixel beyond the map": ("w < window.width;", "w <= window.width;", "at once"),
+    "a pixel too many": ("pixel >= plan->images * plan->output_pixels || ", "", "at once"),
+    "not rounded": ("words[i] = round_tf32(words[i])", "(void)words", "at once"),
 }
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_the_emulator_sees_mistakes(mistake, here, monkeypatch, tmp_path):
-    """Were it blind, the tests above would prove nothing.  Two stages are slow, not wrong: they must pass."""
+    """Were it blind, the tests above would prove nothing."""
     right, wrong, worst = MISTAKES[mistake]
     source = (emulated.SOURCES / implicit.FILE).read_text()
     assert source.count(right) == 1
     (tmp_path / implicit.FILE).write_text(source.replace(right, wrong))
     emulator = emulated.compiled(tmp_path, implicit.FILE)
     monkeypatch.setattr(cuda, "launch", lambda *args: emulated.launch(*args, emulator=emulator))
+    emulator.choose(*map(int, WORST[worst]))
     geometry = Geometry(((13, 7),), *SAME)
-    x, weight, bias, scale, _ = narrowed(arrays(geometry, 2, 40, 24), "tf32")
-    want = definition.convolve(*map(wide, (x, weight, bias, scale)), True, geometry, {})
-
-    def runs():
-        emulator.choose(*map(int, worst or (True, False)))
-        y = implicit.convolve(x, weight, bias, scale, True, geometry, {})
-        within("y", y, want, 360, (x, weight), BOUND["tf32"])
+    x, weight, *_ = narrowed(arrays(geometry, 2, 40, 24), "tf32")
+    want = definition.convolve(wide(round_tf32(x)), wide(round_tf32(weight)), None, None, False, geometry, {})
+    with pytest.raises(AssertionError):
+        y = implicit.convolve(x, weight, None, None, False, geometry, {})
+        within("y", y, want, 360, (x, weight), BOUND["float32"])
         assert emulator.conflicts() == 0
 
-    if worst is None:
-        runs()
-    else:
-        with pytest.raises(AssertionError):
-            runs()
+
+# --- which of them runs -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("tf32", [True, False])
+def test_which_version_runs(kind, tf32, here, monkeypatch):
+    monkeypatch.setattr(backend, "library", lambda x: "cupy")
+    monkeypatch.setattr(backend, "_tf32", tf32)
+    dtype = np.dtype({"bfloat16": "uint16"}.get(kind, kind))
+
+    def chosen(size=(3, 3), stride=(1, 1), padding=(1, 1), C=64, F=64, groups=1):
+        geometry = Geometry(((32, 40), (16, 20)), size, stride, padding, groups=groups)
+        shapes = (2, geometry.pixels, C), (F, *size, C // groups), (2, geometry.output_pixels, F)
+        x, weight, gy = (np.zeros(shape, dtype) for shape in shapes)
+        arguments = (x, weight, None, None, True, geometry, {}), (gy, weight, geometry, {}), (x, gy, geometry)
+        names = [kernel.choose(*each)[0] for kernel, each in zip(KERNELS, arguments, strict=True)]
+        assert len(set(names)) == 1
+        return names[0].removeprefix("cupy:")
+
+    rest = "implicit" if kind == "bfloat16" or (kind == "float32" and tf32) else "im2col"
+    assert chosen() == ("im2col" if kind == "float64" else "shift")
+    assert chosen(size=(1, 1), padding=(0, 0)) == chosen(stride=(2, 2)) == chosen((7, 7), (2, 2), (3, 3), C=3) == rest
+    assert chosen(F=36) == ("shift" if kind == "float32" else rest)
+    assert chosen(groups=4) == "textbook"
+    with only("im2col"):
+        assert chosen() == "im2col"
+    with only("implicit"):
+        assert chosen() == ("implicit" if rest == "implicit" else "textbook")
+    monkeypatch.setattr(cuda, "capability", lambda device: 75)
+    assert chosen(stride=(2, 2)) == "im2col"
 
 
 # --- compilers ----------------------------------------------------------------------------------
@@ -311,3 +346,109 @@ def test_nvcc_compiles_and_keeps_everything_in_registers(file, architecture, tmp
     spills = [line for line in done.stderr.splitlines() if "spill" in line]
     assert len(spills) == 4
     assert all("0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads" in line for line in spills), done.stderr
+
+
+def nvrtc():
+    """CUDA's compiler at run time, which CuPy uses; the test is skipped where it is not installed."""
+    installed = [path for folder in sys.path for path in Path(folder).glob("nvidia/*/lib/libnvrtc.so.*")]
+    for name in (*map(str, installed), "libnvrtc.so.13", "libnvrtc.so.12"):
+        try:
+            return ctypes.CDLL(name)
+        except OSError:
+            continue
+    pytest.skip("needs NVRTC to compile the CUDA kernels as CuPy does: pip install nvidia-cuda-nvrtc")
+
+
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("file", [implicit.FILE, shift.FILE])
+def test_nvrtc_compiles_as_cupy_asks_it_to(file, architecture):
+    compiler, program = nvrtc(), ctypes.c_void_p()
+    source = (emulated.SOURCES / file).read_bytes()
+    assert compiler.nvrtcCreateProgram(ctypes.byref(program), source, file.encode(), 0, None, None) == 0
+    options = [b"-std=c++17", b"-arch=" + architecture.encode(), b"--device-as-default-execution-space"]
+    failed = compiler.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
+    size = ctypes.c_size_t()
+    compiler.nvrtcGetProgramLogSize(program, ctypes.byref(size))
+    log = ctypes.create_string_buffer(size.value)
+    compiler.nvrtcGetProgramLog(program, log)
+    assert not failed and not log.value, log.value.decode()
+
+
+# --- on a device --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def on_device(monkeypatch):
+    """`on_device(kind)` is CuPy's namespace and a function that moves arrays there as such numbers."""
+    try:
+        xp = backend.load("cupy")
+    except RuntimeError as error:
+        pytest.skip(str(error))
+    before = backend.tf32()
+
+    def prepare(kind):
+        backend.use_tf32(kind == "tf32")
+        single = np.float32 if kind != "float64" else np.float64
+        narrow = pytest.importorskip("ml_dtypes").bfloat16 if kind == "bfloat16" else single
+        return xp, lambda a: xp.asarray(a.astype(narrow if a.ndim > 1 else single))
+
+    yield prepare
+    backend.use_tf32(before)
+
+
+def calls(x, weight, bias, scale, gy, geometry):
+    """(name, kernel, arguments, terms in a sum, its factors) of the three kernels."""
+    yield "y", convolve, (x, weight, bias, scale, True, geometry, {}), geometry.taps * weight.shape[3], (x, weight)
+    terms = geometry.taps * weight.shape[0] // geometry.groups
+    yield "dx", convolve_input_gradient, (gy, weight, geometry, {}), terms, (gy, weight)
+    yield "dw", convolve_weight_gradient, (x, gy, geometry), gy.shape[0] * gy.shape[1], (x, gy)
+
+
+def hold_on_device(version, made, geometry, kind, reference):
+    """Every kernel that has the version, against the definition in float64 on `reference`'s library."""
+    ran = 0
+    exact = [reference(backend.to_numpy(a).astype(np.float64)) for a in made]
+    with only(version):
+        pairs = zip(calls(*made, geometry), calls(*exact, geometry), strict=True)
+        for (name, kernel, arguments, terms, factors), (_, _, wide_arguments, _, _) in pairs:
+            chosen, run = kernel.choose(*arguments)
+            if version is not None and chosen not in (version, f"cupy:{version}"):
+                continue
+            got = backend.to_numpy(run(*arguments)).astype(np.float64)
+            want = backend.to_numpy(kernel.textbook(*wide_arguments))
+            within(f"{name} by {chosen}", got, want, terms, map(backend.to_numpy, factors), BOUND[kind])
+            ran += 1
+    if not ran:
+        pytest.skip(f"{version} does not do this")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["float32", "tf32", "bfloat16"])
+@pytest.mark.parametrize("version", [None, "shift", "implicit", "im2col", "textbook"])
+@pytest.mark.parametrize("case", GEOMETRIES)
+def test_a_device_does_what_the_definition_says(case, version, kind, on_device):
+    geometry, *sizes = GEOMETRIES[case]
+    _, move = on_device(kind)
+    hold_on_device(version, [move(a) for a in arrays(geometry, *sizes)], geometry, kind, lambda a: a)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["float32", "tf32", "bfloat16"])
+@pytest.mark.parametrize("version", ["shift", "implicit", "im2col"])
+def test_a_whole_pyramid_on_a_device(version, kind, on_device):
+    """As large as in training, against the definition in float64 on the device."""
+    xp, move = on_device(kind)
+    geometry = Geometry(((100, 168), (50, 84), (25, 42), (13, 21), (7, 11)), *SAME)
+    hold_on_device(version, [move(a) for a in arrays(geometry, 2, 256, 256)], geometry, kind, xp.asarray)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["float32", "tf32", "bfloat16"])
+@pytest.mark.parametrize("version", ["shift", "implicit", "im2col"])
+def test_a_device_gives_the_same_bits_again(version, kind, on_device):
+    _, move = on_device(kind)
+    geometry = Geometry(((25, 42), (13, 21)), *SAME)
+    for _, kernel, arguments, *_ in calls(*[move(a) for a in arrays(geometry, 2, 64, 64)], geometry):
+        with only(version):
+            first, again = (backend.to_numpy(kernel(*arguments)) for _ in range(2))
+        np.testing.assert_array_equal(first, again)

@@ -1,11 +1,12 @@
 """Which of this engine's convolutions runs, and when: the only file choose.py knows.
 
-    shift     3x3 at stride 1, "same" padding: most of a detector's work, by the fastest matrix products there are
-    implicit  the rest, where tensor cores may be used: channels in multiples of 8, bfloat16 or TF32, one launch
-    im2col    the rest of one group: the stem's three channels, odd numbers of them, float64, float32 without TF32
+    shift     3x3 at stride 1 with "same" padding: most of a detector's work, by the fastest matrix products there
+              are.  float32 by TF32 or, where that is turned off, exactly; bfloat16; channels in multiples of 4 or 8
+    implicit  all the rest of one group, where tensor cores may be used: bfloat16, and float32 by TF32
+    im2col    what is left of one group: float64, float32 without TF32, GPUs without either of the two
 
-Groups are left to the definition.  Where a version is asked for by name, `kernels.only("implicit")`, it runs for all
-that it can do, and the definition for the rest.
+Groups are left to the definition.  A version that is asked for by name, `kernels.only("implicit")`, runs for all that
+it can do, and the definition for the rest.
 
 Results have the dtype of their input, as everywhere, but for the gradient of weights: of bfloat16 it is float32, for
 its sums are, and so are the parameters.  Scale and bias may be float32 beside bfloat16.

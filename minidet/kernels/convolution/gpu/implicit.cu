@@ -8,7 +8,7 @@
 // Read in order: the machine, the plan, the tile, then the three kernels at the end.  Host side: implicit.py.
 //
 // Activations are (N, S, C), filters (F, k, l, C), both bfloat16 or both float32 (rounded to TF32 on the way to the
-// tensor cores); sums are float32 always.  C is a multiple of 8.  Needs compute capability 8.0.
+// tensor cores); sums are float32 always.  C and F are multiples of 8.  Needs compute capability 8.0.
 
 // ---- The machine: everything that is not plain C++, a line of PTX each. ------------------------------------------
 // Without a CUDA compiler the tests bring functions of the same names (tests/cuda_emulator.h).
@@ -280,14 +280,13 @@ template <class T>
 struct Rows {
     static constexpr int PIECE = 16 / sizeof(T), SLAB = 64 / sizeof(T);
     Window window[2];
-    bool exists[2];
     int i = 0, j = 0, channel, k;  // the tap and channel the piece begins with, and both as one number
 
     __device__ void start(const Plan* plan, int first_pixel) {
         for (int r = 0; r < 2; ++r) {
             const int pixel = first_pixel + threadIdx.x / 4 + r * 64;
-            exists[r] = pixel < plan->images * plan->output_pixels;
-            window[r] = window_at(plan, locate(plan, exists[r] ? pixel : 0));
+            // Beyond the last pixel the first one is computed again, and not stored.
+            window[r] = window_at(plan, locate(plan, pixel < plan->images * plan->output_pixels ? pixel : 0));
         }
         channel = k = threadIdx.x % 4 * PIECE;
         wrap(plan);
@@ -303,7 +302,7 @@ struct Rows {
         for (int r = 0; r < 2; ++r) {
             const int row = threadIdx.x / 4 + r * 64, filter = first_filter + row;
             unsigned char* to = stage + place_in_row(row, threadIdx.x % 4);
-            const long long pixel = exists[r] && k < length ? source(plan, window[r], i, j) : -1;
+            const long long pixel = k < length ? source(plan, window[r], i, j) : -1;
             copy_16(to, pixel < 0 ? x : x + pixel * plan->channels + channel, pixel >= 0);
             const bool inside = filter < plan->filters && k < length;
             copy_16(to + SIDE_BYTES, inside ? weight + static_cast<long long>(filter) * length + k : weight, inside);

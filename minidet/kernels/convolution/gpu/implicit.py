@@ -23,16 +23,14 @@ BLOCKS = 512
 """Blocks of threads that a weight gradient is shared out to, about: two on each multiprocessor, twice over."""
 
 CHANNELS = 8
-"""Channels come in pieces of 16 bytes, and results in pairs: the numbers of both are multiples of this."""
+"""Channels come in pieces of 16 bytes and results in pairs: their numbers are filled up to a multiple of this."""
 
 
 def accepts(x, geometry: Geometry, channels: int, filters: int) -> bool:
     """Whether the kernels can do this; `x` is the input or the gradient of the output."""
-    numbers = cuda.is_bfloat16(x) or (x.dtype == np.float32 and backend.tf32())
     return (
-        numbers
+        (cuda.is_bfloat16(x) or (x.dtype == np.float32 and backend.tf32()))
         and geometry.groups == 1
-        and channels % CHANNELS == filters % CHANNELS == 0
         and len(geometry.maps) <= MOST_LEVELS
         and 0 < x.shape[0] * max(geometry.pixels, geometry.output_pixels) < 2**31
         and min(geometry.pixels, geometry.output_pixels) > 0
@@ -42,26 +40,30 @@ def accepts(x, geometry: Geometry, channels: int, filters: int) -> bool:
 
 def convolve(x, weight, bias, scale, relu: bool, geometry: Geometry, memo: dict):
     """`definition.convolve`."""
-    N, _, C = x.shape
     F = weight.shape[0]
-    y = backend.namespace(x).empty((N, geometry.output_pixels, F), dtype=x.dtype, device=x.device)
-    _run(x, weight, bias, scale, relu, y, _plan(forward_plan, geometry, N, C, F, x))
-    return y
+    if "implicit" not in memo:
+        memo["implicit"] = ready(_full(_full(weight, 3), 0))
+    y = _run(x, memo["implicit"], bias, scale, relu, geometry.output_pixels, forward_plan, geometry)
+    return y if y.shape[2] == F else ready(y[:, :, :F])
 
 
 def convolve_input_gradient(gy, weight, geometry: Geometry, memo: dict):
     """`definition.convolve_input_gradient`."""
-    N, _, F = gy.shape
     C, xp = weight.shape[3], backend.namespace(gy)
-    if "implicit" not in memo:  # a row per channel, along which the kernel sums over filters
-        memo["implicit"] = ready(xp.permute_dims(weight, (3, 1, 2, 0)))
-    gx = xp.empty((N, geometry.pixels, C), dtype=gy.dtype, device=gy.device)
-    _run(gy, memo["implicit"], None, None, False, gx, _plan(input_gradient_plan, geometry, N, F, C, gy))
-    return gx
+    if "implicit transposed" not in memo:  # a row per channel, along which the kernel sums over filters
+        memo["implicit transposed"] = ready(xp.permute_dims(_full(_full(weight, 3), 0), (3, 1, 2, 0)))
+    filters = memo["implicit transposed"]
+    gx = _run(gy, filters, None, None, False, geometry.pixels, input_gradient_plan, geometry)
+    return gx if gx.shape[2] == C else ready(gx[:, :, :C])
 
 
 def convolve_weight_gradient(x, gy, geometry: Geometry):
     """`definition.convolve_weight_gradient`, in float32 also of bfloat16: sums over all pixels leave unrounded."""
+    gweight = _correlated(_full(x, 2), _full(gy, 2), geometry)
+    return gweight[: gy.shape[2], :, :, : x.shape[2]]
+
+
+def _correlated(x, gy, geometry: Geometry):
     N, _, C = x.shape
     F, xp = gy.shape[2], backend.namespace(x)
     length, pixels = geometry.taps * C, N * geometry.output_pixels
@@ -74,11 +76,26 @@ def convolve_weight_gradient(x, gy, geometry: Geometry):
     return xp.sum(shares, axis=0) if shares.shape[0] > 1 else shares[0, ...]
 
 
-def _run(x, weight, bias, scale, relu, y, plan) -> None:
-    pixels, filters = y.shape[0] * y.shape[1], y.shape[2]
-    tiles = -(-pixels // TILE) * -(-filters // TILE)
-    args = (ready(x), ready(weight), single(scale), single(bias), y, plan, int(relu))
-    cuda.launch(FILE, f"convolve_{cuda.numbers(x)}", (tiles, 1), THREADS, SHARED_BYTES, args)
+def _run(x, weight, bias, scale, relu: bool, pixels: int, make, geometry: Geometry):
+    """The forward kernel by the plan that `make` makes; the result has so many pixels."""
+    x, N, F, C = _full(x, 2), x.shape[0], weight.shape[0], weight.shape[3]
+    bias, scale = (a if a is None else ready(_full(single(a), 0)) for a in (bias, scale))
+    y = backend.namespace(x).empty((N, pixels, F), dtype=x.dtype, device=x.device)
+    args = (ready(x), weight, scale, bias, y, _plan(make, geometry, N, C, F, x), int(relu))
+    blocks = -(-N * pixels // TILE) * -(-F // TILE)
+    cuda.launch(FILE, f"convolve_{cuda.numbers(x)}", (blocks, 1), THREADS, SHARED_BYTES, args)
+    return y
+
+
+def _full(a, axis: int):
+    """`a` with zeros after its end along an axis, up to a multiple of CHANNELS."""
+    count = a.shape[axis]
+    if count % CHANNELS == 0:
+        return a
+    shape = (*a.shape[:axis], -(-count // CHANNELS) * CHANNELS, *a.shape[axis + 1 :])
+    full = backend.namespace(a).zeros(shape, dtype=a.dtype, device=a.device)
+    full[(*(slice(None),) * axis, slice(count))] = a
+    return full
 
 
 def forward_plan(geometry: Geometry, images: int, channels: int, filters: int) -> np.ndarray:
