@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import emulated
 import numpy as np
@@ -28,6 +29,7 @@ cuda = pytest.importorskip(
 )
 from minidet.kernels.convolution.gpu import im2col, implicit, shift  # noqa: E402
 
+REAL_MULTIPLY = cuda.multiply
 KERNELS = (convolve, convolve_input_gradient, convolve_weight_gradient)
 BOUND = {"float32": 1e-5, "tf32": 2e-3, "bfloat16": 2e-2}
 """Largest error against float64 of the same numbers, over sqrt(terms in a sum) * rms of both factors.  TF32 rounds
@@ -172,6 +174,70 @@ def test_the_algebra_is_right_and_both_gradients_are_transposes(engine, drawn, h
         assert np.sum(gweight * weight) == pytest.approx(product, abs=1e-9)
 
     holds()
+
+
+class Cublas:
+    """cuBLAS as its manual defines it, on the memory of NumPy arrays: column after column, `ld` elements apart."""
+
+    def __init__(self):
+        self.precisions = []
+
+    def gemmStridedBatchedEx(  # noqa: N802  its name
+        self, handle, op_a, op_b, m, n, k, alpha, a, type_a, ld_a, step_a, b, type_b, ld_b, step_b, beta, c, type_c,
+        ld_c, step_c, count, precision, algorithm,
+    ):  # fmt: skip
+        assert handle == "handle" and algorithm == -1 and type_c == 0 and {type_a, type_b} <= {0, 14}
+        assert type_a == type_b and precision in ((68,) if type_a else (68, 77))
+        self.precisions.append(precision)
+
+        def columns(address, kind, rows, width, ld, step):
+            assert ld >= rows, "cuBLAS refuses columns that overlap"
+            size, ctype = (2, ctypes.c_uint16) if kind else (4, ctypes.c_float)
+            reach = (count - 1) * step + (width - 1) * ld + rows
+            memory = np.ctypeslib.as_array(ctypes.cast(address, ctypes.POINTER(ctype)), (reach,))
+            return np.lib.stride_tricks.as_strided(memory, (count, rows, width), (step * size, size, ld * size))
+
+        left = columns(a, type_a, *((k, m) if op_a else (m, k)), ld_a, step_a)
+        right = columns(b, type_b, *((n, k) if op_b else (k, n)), ld_b, step_b)
+        target = columns(c, type_c, m, n, ld_c, step_c)
+        one, old = (ctypes.cast(address, ctypes.POINTER(ctypes.c_float))[0] for address in (alpha, beta))
+        product = wide(left.swapaxes(1, 2) if op_a else left) @ wide(right.swapaxes(1, 2) if op_b else right)
+        target[...] = one * product + (old * target if old else 0)
+
+
+@pytest.mark.parametrize("kind", ["float32", "tf32", "bfloat16"])
+def test_products_speak_to_cublas_in_columns(kind, here, monkeypatch):
+    """Shift, with the call to cuBLAS as it is, of which only the function is replaced."""
+    cublas = Cublas()
+    device = SimpleNamespace(get_cublas_handle=lambda: "handle")
+    monkeypatch.setattr(backend, "cuda", lambda: SimpleNamespace(cuda=SimpleNamespace(cublas=cublas, device=device)))
+    monkeypatch.setattr(cuda, "multiply", REAL_MULTIPLY)
+    monkeypatch.setattr(cuda, "_address", lambda s: s.array.ctypes.data + s.start * s.array.itemsize)
+    monkeypatch.setattr(backend, "_tf32", kind == "tf32")
+    geometry, *sizes = GEOMETRIES["pyramid"]
+    exact = "float32" if kind == "tf32" else kind  # this cuBLAS rounds nothing
+    settle(shift, narrowed(arrays(geometry, *sizes), kind), geometry, exact)
+    assert set(cublas.precisions) == {77 if kind == "tf32" else 68}
+
+
+def test_what_a_kernel_is_given(monkeypatch):
+    """An int would be passed as 64 bits, and None has no address."""
+    given = []
+    kernel = lambda *call, shared_mem: given.append((call, shared_mem))  # noqa: E731
+    module = SimpleNamespace(get_function=lambda name: {"convolve_float32": kernel}[name])
+
+    def raw_module(code, options):
+        assert "convolve_##name" in code and options == ("-std=c++17",)
+        return module
+
+    runtime = SimpleNamespace(getDevice=lambda: 12345)
+    fake = SimpleNamespace(RawModule=raw_module, cuda=SimpleNamespace(runtime=runtime))
+    monkeypatch.setattr(backend, "cuda", lambda: fake)
+    x = np.zeros(3)
+    cuda.launch(implicit.FILE, "convolve_float32", (7, 1), 256, 4096, (x, None, 5))
+    (blocks, threads, (first, null, number)), shared_bytes = given[0]
+    assert (blocks, threads, shared_bytes) == ((7, 1), (256,), 4096)
+    assert first is x and null == 0 and null.dtype == np.int64 and number == 5 and number.dtype == np.int32
 
 
 # --- the CUDA kernels, on the emulator ----------------------------------------------------------
