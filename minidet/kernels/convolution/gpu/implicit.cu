@@ -16,7 +16,6 @@
 struct Bfloat16 { unsigned short bits; };  // the upper half of a float
 
 #ifdef __CUDACC__
-
 extern __shared__ __align__(128) unsigned char shared[];
 
 __device__ __forceinline__ unsigned shared_address(const void* place) {
@@ -50,7 +49,6 @@ __device__ __forceinline__ void load_transposed(unsigned (&to)[4], const void* r
 }
 
 __device__ __forceinline__ unsigned load_word(const void* from) { return *static_cast<const unsigned*>(from); }
-
 // A float32 number rounded to TF32's ten bits of fraction, half away from zero; unrounded it would be cut off.
 __device__ __forceinline__ unsigned round_tf32(unsigned bits) {
     unsigned rounded;
@@ -397,5 +395,4 @@ __device__ __forceinline__ void correlate(const T* x, const T* gy, float* shares
     correlate_##name(const T* x, const T* gy, float* shares, const Plan* plan, int share) {                          \
         correlate<T>(x, gy, shares, plan, share); }
 
-KERNELS(Bfloat16, bfloat16)
-KERNELS(float, float32)
+KERNELS(Bfloat16, bfloat16) KERNELS(float, float32)

@@ -75,7 +75,7 @@ def convolve_weight_gradient(x, gy, geometry: Geometry):
     """`definition.convolve_weight_gradient` of 3x3 filters, in float32 also of bfloat16.
 
     The same shifts, but the sum runs over the pixels: every `parts`-th row, from 0, 1, 2, ... on, makes a part of the
-    result, all at once, and the parts are added up.  With three parts a multiprocessor in ten would work.
+    result, all at once, and the parts are added up.  With three, most multiprocessors would be idle.
     """
     N, _, C = x.shape
     F, xp = gy.shape[2], backend.namespace(x)
