@@ -85,7 +85,45 @@ def _load_cupy():
                 "MINIDET_BACKEND=numpy runs everything on the CPU"
             ) from error
         _cupy_checked = True
+        _tell_cupy()
     return xp
+
+
+def cuda():
+    """CuPy itself, for what lies below arrays: kernels from source, and cuBLAS.  Only asked where arrays are CuPy's."""
+    return importlib.import_module("cupy")
+
+
+_tf32: bool | None = None  # until somebody asks
+
+
+def tf32() -> bool:
+    """Whether GPUs may round the factors of float32 matrix products to TF32's ten bits of fraction.
+
+    They do unless MINIDET_TF32 is 0: tensor cores multiply such numbers about eight times as fast.  Sums stay
+    float32.  This is the only place that reads the variable.
+    """
+    global _tf32
+    if _tf32 is None:
+        value = os.environ.get("MINIDET_TF32", "") or "1"
+        if value not in ("0", "1"):
+            raise ValueError(f"MINIDET_TF32={value!r} is unknown: choose 0 or 1")
+        _tf32 = value == "1"
+    return _tf32
+
+
+def use_tf32(allowed: bool) -> None:
+    """From now on, GPUs may round to TF32 or may not, in the whole process."""
+    global _tf32
+    _tf32 = allowed
+    if _cupy_checked:
+        _tell_cupy()
+
+
+def _tell_cupy() -> None:
+    """CuPy's own matrix products of two axes follow `tf32`; those of more axes never use it."""
+    ordinary, rounded = 1, 7  # COMPUTE_TYPE_DEFAULT and COMPUTE_TYPE_TF32 in cupy/_core/_routines_linalg
+    cuda()._core.set_compute_type("float32", rounded if tf32() else ordinary)
 
 
 def default():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -76,12 +76,37 @@ def test_cupy_without_a_gpu_says_so_in_one_sentence(fake, monkeypatch):
 
 def test_cupy_is_tried_once(fake):
     tried = []
-    fake("cupy", {"zeros": lambda n: tried.append(n) or np.zeros(n)})
+    core = SimpleNamespace(set_compute_type=lambda dtype, kind: None)
+    fake("cupy", {"zeros": lambda n: tried.append(n) or np.zeros(n), "_core": core})
     namespace = fake("array_api_compat.cupy", {})
     assert backend.load("cupy") is namespace
     assert backend.load("cupy") is namespace
     assert tried == [1]
     assert backend.name_of(namespace) == "cupy"
+
+
+def test_tf32_is_on_until_somebody_turns_it_off(fake, monkeypatch):
+    """CuPy is told when it is loaded, and whenever the answer changes."""
+    told = []
+    core = SimpleNamespace(set_compute_type=lambda *rule: told.append(rule))
+    fake("cupy", {"zeros": np.zeros, "_core": core})
+    fake("array_api_compat.cupy", {})
+    monkeypatch.setattr(backend, "_tf32", None)
+    monkeypatch.delenv("MINIDET_TF32", raising=False)
+    assert backend.tf32()
+    backend.use_tf32(False)
+    assert not backend.tf32() and told == []
+    backend.load("cupy")
+    backend.use_tf32(True)
+    assert told == [("float32", 1), ("float32", 7)]
+    for value, answer in (("0", False), ("1", True), ("", True)):
+        monkeypatch.setattr(backend, "_tf32", None)
+        monkeypatch.setenv("MINIDET_TF32", value)
+        assert backend.tf32() is answer
+    monkeypatch.setattr(backend, "_tf32", None)
+    monkeypatch.setenv("MINIDET_TF32", "no")
+    with pytest.raises(ValueError, match="MINIDET_TF32='no' is unknown: choose 0 or 1"):
+        backend.tf32()
 
 
 def test_array_api_strict_that_is_not_installed_says_what_to_install(fake):

@@ -19,7 +19,9 @@ from minidet.kernels import convolve, convolve_input_gradient, convolve_weight_g
 from minidet.kernels.convolution import Geometry
 
 KERNELS = (convolve, convolve_input_gradient, convolve_weight_gradient)
-VERSIONS = list(dict.fromkeys(name.removeprefix("numpy:") for kernel in KERNELS for name in kernel.fast))
+VERSIONS = list(dict.fromkeys(
+    name.removeprefix("numpy:") for kernel in KERNELS for name in kernel.fast if name.startswith("numpy:")
+))  # fmt: skip
 
 BOUND = {"winograd4": 1e-4}
 """Largest error against float64, over sqrt(terms in a sum) * rms of both factors, of the versions that are allowed

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from minidet.kernels.convolution import blocked, definition
 from minidet.kernels.convolution.cpu import engine as cpu
+from minidet.kernels.convolution.gpu import engine as gpu
 from minidet.kernels.kernel import Kernel
 
 convolve = Kernel(definition.convolve)
@@ -18,6 +19,9 @@ convolve_weight_gradient = Kernel(definition.convolve_weight_gradient)
 
 # On NumPy, float32: compiled loops.  Without this line and its import, the folder cpu can be deleted.
 cpu.register(convolve, convolve_input_gradient, convolve_weight_gradient)
+
+# On CuPy: cuBLAS and our own CUDA.  Without this line and its import, the folder gpu can be deleted.
+gpu.register(convolve, convolve_input_gradient, convolve_weight_gradient)
 
 # On NumPy, one group: the same matrix products, a cache-sized block of rows at a time.
 convolve.faster_on("numpy", "blocked", when=lambda *a: blocked.accepts(a[5]))(blocked.convolve)

@@ -32,7 +32,7 @@ def convolve(x, weight, bias, scale, relu: bool, geometry: Geometry, memo: dict)
     levels = []
     for map_, inside, (P, Q), _ in geometry.levels():
         rows = _rows(x[:, inside, :], map_, geometry, xp)                   # (groups, N*P*Q, taps * C/groups)
-        y = xp.permute_dims(rows @ filters, (1, 0, 2))                      # (N*P*Q, groups, F/groups)
+        y = xp.permute_dims(_products(rows, filters, xp), (1, 0, 2))         # (N*P*Q, groups, F/groups)
         levels.append(xp.reshape(y, (x.shape[0], P * Q, F)))
     y = levels[0] if len(levels) == 1 else xp.concat(levels, axis=1)
     if scale is not None:
@@ -57,7 +57,7 @@ def convolve_input_gradient(gy, weight, geometry: Geometry, memo: dict):
     (k, l), (down, right) = geometry.size, geometry.padding                 # noqa: E741
     levels = []
     for (H, W), _, (P, Q), inside in geometry.levels():
-        rows = _group_rows(gy[:, inside, :], groups, xp) @ filters          # (groups, N*P*Q, taps * C/groups)
+        rows = _products(_group_rows(gy[:, inside, :], groups, xp), filters, xp)  # (groups, N*P*Q, taps * C/groups)
         windows = xp.reshape(rows, (groups, N, P, Q, k, l, C // groups))
         windows = xp.reshape(xp.permute_dims(windows, (1, 2, 3, 4, 5, 0, 6)), (N, P, Q, k, l, C))
         padded = scatter_windows(windows, H + 2 * down, W + 2 * right, geometry.stride, geometry.dilation)
@@ -78,7 +78,8 @@ def convolve_weight_gradient(x, gy, geometry: Geometry):
     gweight = xp.zeros((groups, F // groups, geometry.taps * (C // groups)), dtype=gy.dtype, device=gy.device)
     for map_, inside, _, output_inside in geometry.levels():
         rows = _rows(x[:, inside, :], map_, geometry, xp)
-        gweight = gweight + xp.matrix_transpose(_group_rows(gy[:, output_inside, :], groups, xp)) @ rows
+        columns = xp.matrix_transpose(_group_rows(gy[:, output_inside, :], groups, xp))
+        gweight = gweight + _products(columns, rows, xp)
     return xp.reshape(gweight, (F, *geometry.size, C // groups))
 
 
@@ -112,6 +113,13 @@ def _group_rows(y, groups: int, xp):
     """(N, S, F) -> (groups, N*S, F/groups): the filters of a group side by side."""
     N, S, F = y.shape
     return xp.permute_dims(xp.reshape(y, (N * S, groups, F // groups)), (1, 0, 2))
+
+
+def _products(a, b, xp):
+    """a @ b in every group.  GPU libraries give products of two axes to the tensor cores, and not of three."""
+    if a.shape[0] == 1:
+        return xp.expand_dims(a[0, ...] @ b[0, ...], axis=0)
+    return xp.stack([a[group, ...] @ b[group, ...] for group in range(a.shape[0])])
 
 
 def _filters(weight, groups: int, xp):
