@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -107,6 +110,16 @@ def to_numpy(x: Array) -> np.ndarray:
     return np.asarray(x)  # NumPy's own arrays as they are; a sum, which NumPy makes a scalar, as an array
 
 
+def read(numbers: Sequence[Array | float]) -> list[float]:
+    """Numbers that an array library computed, as Python's: in one copy, and so one wait, for all of them."""
+    there = [x for x in numbers if not isinstance(x, int | float | np.generic | np.ndarray)]
+    if not there:
+        return [float(x) for x in numbers]
+    xp = namespace(there[0])
+    values = iter(to_numpy(xp.stack([xp.astype(x, xp.float64) for x in there])).tolist())
+    return [next(values) if any(x is y for y in there) else float(x) for x in numbers]
+
+
 def name_of(xp) -> str:
     """The name in LIBRARIES of a namespace that `load` returned."""
     return "cupy" if "cupy" in xp.__name__ else xp.__name__.partition(".")[0]
@@ -115,3 +128,30 @@ def name_of(xp) -> str:
 def sums_over_gpus(processes: int, rank: int):
     """NCCL between so many processes, one GPU each: its `all_reduce(x, y)` writes the sum of everybody's `x` to `y`."""
     return importlib.import_module("cupyx.distributed").NCCLBackend(processes, rank, use_mpi=True)
+
+
+THREADS = 256
+"""Threads of a CUDA block."""
+
+
+def launch(source: str, name: str, threads: int, *args: Array | int | float, real: Any) -> None:
+    """Run a kernel of the CUDA file beside the Python file `source` on at least so many threads.
+
+    REAL is the type `real` there.  Arrays are passed as pointers: they have to be contiguous; an int is a long long,
+    a float a double.
+    """
+    blocks = -(-threads // THREADS)
+    if blocks:
+        _compiled(source, str(real)).get_function(name)((blocks,), (THREADS,), args)
+
+
+def contiguous(x: Array) -> Array:
+    """`x`, or a copy of it, with its elements one after the other in memory."""
+    return x if x.flags.c_contiguous else x.copy()
+
+
+@cache
+def _compiled(source: str, real: str):
+    # Products are not merged with sums: what is decided by comparing then rounds as in the definition.
+    options = ("--std=c++17", "--fmad=false", f"-DREAL={'double' if real == 'float64' else 'float'}")
+    return importlib.import_module("cupy").RawModule(code=Path(source).with_suffix(".cu").read_text(), options=options)

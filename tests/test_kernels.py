@@ -78,6 +78,16 @@ def focal_images(rng):
         yield np.zeros((1, 2, 3), dtype), np.asarray([[3, 9]]), 0.25, 2.0  # no such class: background
 
 
+def rows_of_logits(rng):
+    for dtype in (np.float32, np.float64):
+        for N, P, count in ((1, 1, 1), (2, 300, 20), (3, 4000, 70), (2, 40, 100)):
+            logits = np.round(rng.normal(-2, 2, (N, P)) * 8).astype(dtype) / 8  # many ties
+            for threshold in (0.05, 0.0, 0.9):
+                yield logits, threshold, count
+        yield np.full((2, 9), -3, dtype), 0.01, 4  # all alike, as of a network that has learned nothing
+        yield np.full((2, 9), -300, dtype), 0.0, 4  # a probability of 0 or nearly
+
+
 def scatters(rng):
     for dtype in (np.float32, np.float64):
         for shape, count in (((4,), 9), ((5, 3), 12), ((6, 2, 3), 0)):
@@ -180,6 +190,7 @@ def images(rng):
 CASES = {
     kernels.best_matches: box_pairs,
     kernels.claimed_anchors: claims,
+    kernels.best_pairs: rows_of_logits,
     kernels.nms: suppressions,
     kernels.batched_nms: suppressions_by_class,
     kernels.focal_terms: focal_elements,
@@ -209,6 +220,7 @@ IN_TEST_CONVOLUTION = {
 
 FLOAT32_BOUND = {
     kernels.focal_loss: {"rtol": 5e-6, "atol": 1e-7},
+    kernels.best_pairs: {"rtol": 1e-6, "atol": 0},
     kernels.column_sums: {"rtol": 1e-5, "atol": 1e-5},
     kernels.epilogue_gradient: {"rtol": 1e-5, "atol": 1e-5},
     kernels.normalize_groups: {"rtol": 1e-5, "atol": 1e-5},

@@ -8,6 +8,8 @@ from functools import lru_cache
 
 import numpy as np
 
+from minidet.backend import Array
+
 
 @dataclass(frozen=True)
 class AnchorConfig:
@@ -57,8 +59,10 @@ def octaves(bases: Sequence[float], scales: int = 3) -> tuple[tuple[float, ...],
     return tuple(tuple(base * 2 ** (k / scales) for k in range(scales)) for base in bases)
 
 
-def anchors_for(config: AnchorConfig, image_hw: tuple[int, int], grids: Sequence[tuple[int, int]]) -> np.ndarray:
-    """All anchors of an input of this size, in the order of the network's outputs.
+def anchors_for(
+    config: AnchorConfig, image_hw: tuple[int, int], grids: Sequence[tuple[int, int]], xp=np
+) -> Array:
+    """All anchors of an input of this size, in the order of the network's outputs, as an array of `xp`.
 
     Shapes:
         returns: (R, 4) float32, read-only: level by level, row by row, column by column, A per cell
@@ -69,7 +73,12 @@ def anchors_for(config: AnchorConfig, image_hw: tuple[int, int], grids: Sequence
     """
     if len(grids) != len(config.sizes):
         raise ValueError(f"anchors: sizes are given for {len(config.sizes)} levels, the pyramid has {len(grids)}")
-    return _anchors(config, tuple(image_hw), tuple(tuple(grid) for grid in grids))
+    return _anchors_of(xp, config, tuple(image_hw), tuple(tuple(grid) for grid in grids))
+
+
+@lru_cache(maxsize=32)
+def _anchors_of(xp, *where) -> Array:
+    return _anchors(*where) if xp is np else xp.asarray(_anchors(*where))  # copied to a device once, not at each step
 
 
 @lru_cache(maxsize=32)

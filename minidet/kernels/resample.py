@@ -45,6 +45,14 @@ def _resample_numba(image, levels, height: int, width: int):
     return _resample(np.ascontiguousarray(image), np.ascontiguousarray(levels), height, width)
 
 
+@resample.faster_on("cupy")
+def _resample_cuda(image, levels, height: int, width: int):
+    y = backend.namespace(image).empty((height, width, image.shape[2]), dtype=levels.dtype)
+    arguments = backend.contiguous(image), backend.contiguous(levels), y, *image.shape, height, width
+    backend.launch(__file__, "resample", y.size, *arguments, real=levels.dtype)
+    return y
+
+
 @njit(cache=True, nogil=True)
 def _resample(image, levels, height, width):
     H, W, C = image.shape
