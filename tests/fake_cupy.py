@@ -287,11 +287,13 @@ def installed():
         return name.partition(".")[0] == "cupy" or name.startswith("array_api_compat.cupy")
 
     before = {name: sys.modules.pop(name) for name in list(sys.modules) if ours(name)}
-    sys.modules.update(modules())
+    sys.modules.update(_imported or modules())
     counts.clear()
     try:
         yield importlib.import_module("array_api_compat.cupy")
     finally:
-        for name in [name for name in sys.modules if ours(name)]:
-            del sys.modules[name]
+        _imported.update({name: sys.modules.pop(name) for name in list(sys.modules) if ours(name)})
         sys.modules.update(before)
+
+
+_imported: dict[str, ModuleType] = {}

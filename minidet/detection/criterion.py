@@ -114,7 +114,7 @@ def build_targets(
         start += len(own)
     matches = xp.stack(matches)
     positive = matches >= 0
-    positives = xp.sum(positive, axis=1, dtype=xp.int64)
+    positives = xp.sum(xp.astype(positive, xp.int64), axis=1)
     if xp is np:
         rows = np.flatnonzero(positive)
         chosen = matches.reshape(-1)[rows]
