@@ -130,28 +130,7 @@ def sums_over_gpus(processes: int, rank: int):
     return importlib.import_module("cupyx.distributed").NCCLBackend(processes, rank, use_mpi=True)
 
 
-THREADS = 256
-"""Threads of a CUDA block."""
-
-
-def launch(source: str, name: str, threads: int, *args: Array | int | float, real: Any) -> None:
-    """Run a kernel of the CUDA file beside the Python file `source` on at least so many threads.
-
-    REAL is the type `real` there.  Arrays are passed as pointers: they have to be contiguous; an int is a long long,
-    a float a double.
-    """
-    blocks = -(-threads // THREADS)
-    if blocks:
-        _compiled(source, str(real)).get_function(name)((blocks,), (THREADS,), args)
-
-
-def contiguous(x: Array) -> Array:
-    """`x`, or a copy of it, with its elements one after the other in memory."""
-    return x if x.flags.c_contiguous else x.copy()
-
-
 @cache
-def _compiled(source: str, real: str):
-    # Products are not merged with sums: what is decided by comparing then rounds as in the definition.
-    options = ("--std=c++17", "--fmad=false", f"-DREAL={'double' if real == 'float64' else 'float'}")
-    return importlib.import_module("cupy").RawModule(code=Path(source).with_suffix(".cu").read_text(), options=options)
+def cuda_module(path: Path, *options: str):
+    """The kernels in a file of CUDA, compiled when the first is asked for; CuPy keeps them on disk."""
+    return importlib.import_module("cupy").RawModule(code=path.read_text(), options=options)

@@ -40,11 +40,11 @@ def fake_cupy(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     """The backend "cupy" on a fake GPU (fake_cupy.py); the module, whose `counts` say who waited for it."""
     import fake_cupy
 
-    backend._compiled.cache_clear()  # of a real one
+    backend.cuda_module.cache_clear()  # of a real one
     monkeypatch.setattr(backend, "_cupy_checked", True)  # nothing to count yet
     with fake_cupy.installed():
         yield fake_cupy
-    backend._compiled.cache_clear()
+    backend.cuda_module.cache_clear()
 
 
 @pytest.fixture(params=["fake", pytest.param("real", marks=pytest.mark.gpu)])

@@ -23,15 +23,16 @@ FUNCTIONS = (
     "cosh count_nonzero cross cumprod cumsum diff divide equal exp expand_dims expm1 flatnonzero flip floor "
     "floor_divide greater greater_equal hypot imag invert isfinite isin isinf isnan left_shift less less_equal log "
     "log10 log1p log2 logaddexp logical_and logical_not logical_or logical_xor matmul matrix_transpose max maximum "
-    "mean meshgrid min minimum moveaxis multiply negative nextafter nonzero not_equal outer permute_dims positive power "
-    "prod real reciprocal remainder repeat reshape result_type right_shift roll round searchsorted sign signbit sin "
-    "sinh sort sqrt square squeeze stack std subtract sum swapaxes take take_along_axis tan tanh tensordot tile "
+    "mean meshgrid min minimum moveaxis multiply negative nextafter nonzero not_equal outer permute_dims positive "
+    "power prod real reciprocal remainder repeat reshape result_type right_shift roll round searchsorted sign signbit "
+    "sin sinh sort sqrt square squeeze stack std subtract sum swapaxes take take_along_axis tan tanh tensordot tile "
     "transpose tril triu trunc unique var where"
 ).split()
 CREATORS = "arange empty empty_like eye full full_like linspace ones ones_like zeros zeros_like".split()
 PASSED_ON = (
-    "bool_ complex128 complex64 complexfloating dtype e finfo float32 float64 floating iinfo inf int16 int32 int64 int8 "
-    "integer intp isdtype issubdtype nan newaxis number pi signedinteger uint16 uint32 uint64 uint8 unsignedinteger"
+    "bool_ complex128 complex64 complexfloating dtype e finfo float32 float64 floating iinfo inf int16 int32 int64 "
+    "int8 integer intp isdtype issubdtype nan newaxis number pi signedinteger uint16 uint32 uint64 uint8 "
+    "unsignedinteger"
 ).split()
 OWN = "ndarray array asarray RawModule cuda linalg fft".split()
 NAMES = (*FUNCTIONS, *CREATORS, *PASSED_ON, *OWN)
@@ -56,7 +57,7 @@ counts = Counts()
 
 
 def _note(book: list[str], what: str) -> None:
-    frames = [f for f in traceback.extract_stack() if "/minidet/" in f.filename and not f.filename.endswith("backend.py")]
+    frames = [f for f in traceback.extract_stack() if "/minidet/" in f.filename and "backend.py" not in f.filename]
     place = f"{frames[-1].filename.rpartition('/minidet/')[2]}:{frames[-1].lineno}" if frames else "elsewhere"
     book.append(f"{what} at {place}")
 
@@ -131,8 +132,7 @@ class ndarray:  # noqa: N801  as CuPy calls it
 
     item, tolist = _waits("item", lambda a: a.item()), _waits("tolist", lambda a: a.tolist())
     __bool__, __float__ = _waits("bool", bool), _waits("float", lambda a: float(a.item()))
-    __int__, __index__ = _waits("int", lambda a: int(a.item())), _waits("index", lambda a: operator.index(a.item()))
-    __repr__ = _waits("repr", repr)
+    __int__, __repr__ = _waits("int", lambda a: int(a.item())), _waits("repr", repr)
 
     # What is refused.
 
@@ -201,11 +201,12 @@ def _operators() -> None:
     }.items():  # fmt: skip
         setattr(ndarray, f"__{name}__", binary(ufunc))
         setattr(ndarray, f"__r{name}__", binary(lambda a, b, f=ufunc: f(b, a)))
-        setattr(ndarray, f"__i{name}__", in_place(ufunc))
+        if name != "matmul":
+            setattr(ndarray, f"__i{name}__", in_place(ufunc))
     for name in ("lt", "le", "eq", "ne", "gt", "ge"):
         setattr(ndarray, f"__{name}__", binary(getattr(operator, name)))
-    for name in ("neg", "abs", "invert", "pos"):
-        setattr(ndarray, f"__{name}__", lambda self, f=getattr(operator, name): _dressed(f(self._array)))
+    for f in (operator.neg, operator.abs, operator.invert, operator.pos):
+        setattr(ndarray, f"__{f.__name__.strip('_')}__", lambda self, f=f: _dressed(f(self._array)))
 
 
 _operators()

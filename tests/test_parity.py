@@ -1,4 +1,4 @@
-"""Every op, kernel, loss and whole small network on CuPy, against NumPy: on a fake GPU always, on a real one with -m gpu.
+"""Every op, kernel, loss and whole small network on CuPy, against NumPy: on a fake GPU, with -m gpu on a real one.
 
 On NumPy and array-api-strict the same cases run where they are at home: test_ops.py, test_kernels.py, test_models.py.
 """

@@ -73,16 +73,11 @@ def anchors_for(
     """
     if len(grids) != len(config.sizes):
         raise ValueError(f"anchors: sizes are given for {len(config.sizes)} levels, the pyramid has {len(grids)}")
-    return _anchors_of(xp, config, tuple(image_hw), tuple(tuple(grid) for grid in grids))
+    return _anchors(config, tuple(image_hw), tuple(tuple(grid) for grid in grids), xp)
 
 
-@lru_cache(maxsize=32)
-def _anchors_of(xp, *where) -> Array:
-    return _anchors(*where) if xp is np else xp.asarray(_anchors(*where))  # copied to a device once, not at each step
-
-
-@lru_cache(maxsize=32)
-def _anchors(config: AnchorConfig, image_hw: tuple[int, int], grids: tuple[tuple[int, int], ...]) -> np.ndarray:
+@lru_cache(maxsize=32)  # and so copied to a device once, not at each step
+def _anchors(config: AnchorConfig, image_hw: tuple[int, int], grids: tuple[tuple[int, int], ...], xp) -> Array:
     levels = []
     for level, (rows, columns) in enumerate(grids):
         if config.strides is None:
@@ -97,7 +92,7 @@ def _anchors(config: AnchorConfig, image_hw: tuple[int, int], grids: tuple[tuple
         levels.append((centres + cell_anchors(config, level)).reshape(-1, 4))
     anchors = np.concatenate(levels)
     anchors.flags.writeable = False  # one array serves every caller
-    return anchors
+    return xp.asarray(anchors)
 
 
 def cell_anchors(config: AnchorConfig, level: int) -> np.ndarray:

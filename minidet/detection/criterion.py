@@ -175,10 +175,10 @@ def loss(
         return xp.asarray(array, dtype=dtype, device=device)
 
     labels, weights = constant(targets.labels, xp.int64), constant(weights)
-    learned, how = labels, {"alpha": config.alpha, "gamma": config.gamma}
+    learned, how = targets.labels, {"alpha": config.alpha, "gamma": config.gamma}
     if config.mining is not None:
-        learned = constant(hard_labels(logits.data, targets.labels, targets.all_anchors, config.mining, **how), xp.int64)
-    per_image = sigmoid_focal_loss_sum(logits, learned, **how)
+        learned = hard_labels(logits.data, learned, targets.all_anchors, config.mining, **how)
+    per_image = sigmoid_focal_loss_sum(logits, constant(learned, xp.int64), **how)
     classification = sum(per_image * weights)
     anchors, boxes = constant(targets.anchors), constant(targets.boxes)
     if targets.rows is None:

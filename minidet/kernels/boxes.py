@@ -6,6 +6,7 @@ import numpy as np
 from numba import njit
 
 from minidet import backend
+from minidet.kernels import cuda
 from minidet.kernels.kernel import Kernel
 
 _LANES = 128  # anchors that the fast version handles side by side
@@ -73,8 +74,8 @@ def _best_matches_cuda(anchors, gt):
     xp, R, dtype = backend.namespace(anchors), anchors.shape[0], anchors.dtype
     best_iou, best_gt = xp.empty(R, dtype=dtype), xp.empty(R, dtype=xp.int64)
     gt_best = xp.zeros(gt.shape[0], dtype=dtype)
-    arguments = backend.contiguous(anchors), backend.contiguous(gt), best_iou, best_gt, gt_best, R, gt.shape[0]
-    backend.launch(__file__, "best_matches", R, *arguments, real=dtype)
+    arguments = cuda.contiguous(anchors), cuda.contiguous(gt), best_iou, best_gt, gt_best, R, gt.shape[0]
+    cuda.launch(__file__, "best_matches", R, *arguments, real=dtype)
     return best_iou, best_gt, gt_best
 
 
@@ -105,8 +106,8 @@ def _claimed_anchors_numba(anchors, gt, gt_best):
 def _claimed_anchors_cuda(anchors, gt, gt_best):
     xp, R = backend.namespace(anchors), anchors.shape[0]
     claimed = xp.empty(R, dtype=xp.bool)
-    arguments = backend.contiguous(anchors), backend.contiguous(gt), gt_best, claimed, R, gt.shape[0]
-    backend.launch(__file__, "claimed_anchors", R, *arguments, real=anchors.dtype)
+    arguments = cuda.contiguous(anchors), cuda.contiguous(gt), gt_best, claimed, R, gt.shape[0]
+    cuda.launch(__file__, "claimed_anchors", R, *arguments, real=anchors.dtype)
     return claimed
 
 

@@ -6,6 +6,7 @@ import numpy as np
 from numba import njit
 
 from minidet import backend
+from minidet.kernels import cuda
 from minidet.kernels.kernel import Kernel
 from minidet.kernels.parallel import parallel
 
@@ -91,12 +92,12 @@ def _focal_loss_numba(logits, labels, alpha: float | None, gamma: float):
 @focal_loss.faster_on("cupy", when=lambda logits, *_: 0 < logits.shape[1] * logits.shape[2] < 1 << 32)
 def _focal_loss_cuda(logits, labels, alpha: float | None, gamma: float):
     xp, (N, R, K) = backend.namespace(logits), logits.shape
-    logits, gradient = backend.contiguous(logits), xp.empty((N, R, K), dtype=logits.dtype)
+    logits, gradient = cuda.contiguous(logits), xp.empty((N, R, K), dtype=logits.dtype)
     threads = min(R * K, _SHARES)
     sums = xp.empty((N, threads), dtype=xp.float64)
     weights = (1.0, 1.0, gamma) if alpha is None else (alpha, 1.0 - alpha, gamma)
-    arguments = logits, backend.contiguous(labels), gradient, sums, N, threads, R * K, K, *map(float, weights)
-    backend.launch(__file__, "focal_loss", N * threads, *arguments, real=logits.dtype)
+    arguments = logits, cuda.contiguous(labels), gradient, sums, N, threads, R * K, K, *map(float, weights)
+    cuda.launch(__file__, "focal_loss", N * threads, *arguments, real=logits.dtype)
     return xp.astype(xp.sum(sums, axis=1), logits.dtype), gradient
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from minidet import backend
+from minidet.kernels import cuda
 from minidet.kernels.kernel import Kernel
 from minidet.kernels.parallel import parallel
 
@@ -203,34 +204,25 @@ def _epilogue_gradient(block, gy, y, scale, gs, sums, zero):
 
 # On a GPU.
 
-_SHARES = 1 << 17
-"""Threads that add up columns: enough for any GPU, few enough for their sums to be small."""
-
 
 @rectify.faster_on("cupy")
 def _rectify_cuda(x):
-    return _elementwise("rectify", x)
+    return cuda.elementwise(__file__, "rectify", x)
 
 
 @rectify_sum.faster_on("cupy", when=lambda a, b: a.dtype == b.dtype)
 def _rectify_sum_cuda(a, b):
-    return _elementwise("rectify_sum", a, b)
+    return cuda.elementwise(__file__, "rectify_sum", a, b)
 
 
 @rectify_gradient.faster_on("cupy", when=lambda gy, y: gy.dtype == y.dtype)
 def _rectify_gradient_cuda(gy, y):
-    return _elementwise("rectify_gradient", gy, y)
-
-
-def _elementwise(name: str, *arrays):
-    y = backend.namespace(arrays[0]).empty(arrays[0].shape, dtype=arrays[0].dtype)
-    backend.launch(__file__, name, y.size, *map(backend.contiguous, arrays), y, y.size, real=y.dtype)
-    return y
+    return cuda.elementwise(__file__, "rectify_gradient", gy, y)
 
 
 @column_sums.faster_on("cupy")
 def _column_sums_cuda(g):
-    return _summed("column_sums", g, backend.contiguous(g))
+    return cuda.sum_columns(__file__, "column_sums", g, cuda.contiguous(g))
 
 
 @epilogue_gradient.faster_on("cupy", when=lambda gy, y, scale: gy.dtype == y.dtype)
@@ -238,14 +230,4 @@ def _epilogue_gradient_cuda(gy, y, scale):
     xp, F = backend.namespace(gy), gy.shape[-1]
     gs = xp.empty(gy.shape, dtype=gy.dtype)
     scale = xp.ones(F, dtype=gy.dtype) if scale is None else xp.astype(scale, gy.dtype)
-    return gs, _summed("epilogue_gradient", gy, *map(backend.contiguous, (gy, y, scale)), gs)
-
-
-def _summed(name: str, g, *arguments):
-    """What the kernel sums over all but the last axis of g: in shares, and these in a fixed order."""
-    xp, F = backend.namespace(g), g.shape[-1]
-    rows = g.size // max(1, F)
-    chunks = min(rows, max(1, _SHARES // max(1, F)))
-    sums = xp.empty((chunks, F), dtype=g.dtype)
-    backend.launch(__file__, name, chunks * F, *arguments, sums, rows, F, chunks, real=g.dtype)
-    return xp.astype(xp.sum(sums, axis=0, dtype=xp.float64), g.dtype)
+    return gs, cuda.sum_columns(__file__, "epilogue_gradient", gy, *map(cuda.contiguous, (gy, y, scale)), gs)

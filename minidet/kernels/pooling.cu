@@ -11,7 +11,7 @@ extern "C" __global__ void max_pool(const REAL *x, REAL *best, unsigned char *wi
     for (int tap = 0; tap < size * size; ++tap) {
         long long h = p * stride + tap / size - padding, w = q * stride + tap % size - padding;
         bool inside = h >= 0 && h < H && w >= 0 && w < W;
-        REAL value = inside ? x[((n * H + h) * W + w) * C + c] : (REAL)-INFINITY;
+        REAL value = inside ? x[((n * H + h) * W + w) * C + c] : __int_as_float(0xff800000);  // minus infinity
         if (tap == 0 || value > high || (isnan(value) && !isnan(high))) { high = value; who = tap; }
     }
     best[i] = high;

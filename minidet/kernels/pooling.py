@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from minidet import backend
+from minidet.kernels import cuda
 from minidet.kernels.kernel import Kernel
 from minidet.kernels.parallel import parallel
 from minidet.kernels.windows import every, output_size
@@ -76,8 +77,8 @@ def _max_pool_cuda(x, size: int, stride: int, padding: int):
     xp, (N, H, W, C) = backend.namespace(x), x.shape
     P, Q = (output_size(n + 2 * padding, size, stride, 1) for n in (H, W))
     best, winners = xp.empty((N, P, Q, C), dtype=x.dtype), xp.empty((N, P, Q, C), dtype=xp.uint8)
-    arguments = backend.contiguous(x), best, winners, best.size, H, W, P, Q, C, size, stride, padding
-    backend.launch(__file__, "max_pool", best.size, *arguments, real=x.dtype)
+    arguments = cuda.contiguous(x), best, winners, best.size, H, W, P, Q, C, size, stride, padding
+    cuda.launch(__file__, "max_pool", best.size, *arguments, real=x.dtype)
     return best, winners
 
 
@@ -85,8 +86,8 @@ def _max_pool_cuda(x, size: int, stride: int, padding: int):
 def _max_pool_gradient_cuda(gy, winners, height: int, width: int, size: int, stride: int, padding: int):
     N, P, Q, C = gy.shape
     gx = backend.namespace(gy).empty((N, height, width, C), dtype=gy.dtype)
-    arguments = backend.contiguous(gy), winners, gx, gx.size, height, width, P, Q, C, size, stride, padding
-    backend.launch(__file__, "max_pool_gradient", gx.size, *arguments, real=gy.dtype)
+    arguments = cuda.contiguous(gy), winners, gx, gx.size, height, width, P, Q, C, size, stride, padding
+    cuda.launch(__file__, "max_pool_gradient", gx.size, *arguments, real=gy.dtype)
     return gx
 
 

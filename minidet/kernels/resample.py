@@ -6,6 +6,7 @@ import numpy as np
 from numba import njit
 
 from minidet import backend
+from minidet.kernels import cuda
 from minidet.kernels.kernel import Kernel
 
 
@@ -48,8 +49,8 @@ def _resample_numba(image, levels, height: int, width: int):
 @resample.faster_on("cupy")
 def _resample_cuda(image, levels, height: int, width: int):
     y = backend.namespace(image).empty((height, width, image.shape[2]), dtype=levels.dtype)
-    arguments = backend.contiguous(image), backend.contiguous(levels), y, *image.shape, height, width
-    backend.launch(__file__, "resample", y.size, *arguments, real=levels.dtype)
+    arguments = cuda.contiguous(image), cuda.contiguous(levels), y, *image.shape, height, width
+    cuda.launch(__file__, "resample", y.size, *arguments, real=levels.dtype)
     return y
 
 

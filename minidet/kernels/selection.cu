@@ -7,21 +7,20 @@
 
 typedef unsigned long long Key;
 
-__device__ Key key_of(REAL x, unsigned position, float surely, float threshold)
+__device__ Key key_of(REAL x, unsigned position, float threshold)
 {
-    if (!(x > surely)) return 0;  // almost all leave here, before the exponential
     float tail = exp(-fabs(x)), one = 1;
     float score = x >= 0 ? one / (one + tail) : tail / (one + tail);
     return score > threshold ? (Key)(unsigned)__float_as_int(score) << 32 | (0xffffffffu - position) : 0;
 }
 
 extern "C" __global__ void count(const REAL *logits, const long long *limits, int *counts, long long rows,
-    long long threads, long long size, double surely, double threshold, long long shift)
+    long long threads, long long size, double threshold, long long shift)
 {
     long long t = (long long)blockIdx.x * blockDim.x + threadIdx.x, n = t / threads;
     if (t >= rows * threads) return;
     for (long long i = t % threads; i < size; i += threads) {
-        Key key = key_of(logits[n * size + i], i, surely, threshold);
+        Key key = key_of(logits[n * size + i], i, threshold);
         // Shifted in two steps: by 64 at once is undefined.
         if (key && key >> shift >> 8 == (Key)limits[n] >> shift >> 8) atomicAdd(counts + 256 * n + (key >> shift & 255), 1);
     }
@@ -41,12 +40,12 @@ extern "C" __global__ void pick(int *counts, long long *limits, long long *wante
 
 // The order in which threads find a place changes from run to run; sorting the keys undoes that.
 extern "C" __global__ void collect(const REAL *logits, const long long *limits, int *found, long long *keys,
-    long long rows, long long threads, long long size, long long most, double surely, double threshold)
+    long long rows, long long threads, long long size, long long most, double threshold)
 {
     long long t = (long long)blockIdx.x * blockDim.x + threadIdx.x, n = t / threads;
     if (t >= rows * threads) return;
     for (long long i = t % threads; i < size; i += threads) {
-        Key key = key_of(logits[n * size + i], i, surely, threshold);
+        Key key = key_of(logits[n * size + i], i, threshold);
         if (key && key >= (Key)limits[n]) keys[n * most + atomicAdd(found + n, 1)] = -(long long)key;
     }
 }

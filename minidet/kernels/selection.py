@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from minidet import backend
+from minidet.kernels import cuda
 from minidet.kernels.kernel import Kernel
 
 
@@ -37,35 +38,26 @@ def probabilities(logits):
     return xp.where(logits >= 0, 1 / (1 + tail), tail / (1 + tail))
 
 
-def _surely(threshold: float) -> float:
-    """A logit that is too low for the threshold, whatever was rounded."""
-    return -math.inf if threshold <= 0 else math.log(threshold / (1 - threshold)) - 0.01
-
-
 @best_pairs.faster_on("numpy")
 def _best_pairs_numpy(logits, threshold: float, count: int):
-    shape = (len(logits), min(count, logits.shape[1]))
+    t, shape = threshold, (len(logits), min(count, logits.shape[1]))
+    surely = -math.inf if t <= 0 else math.log(t / (1 - t)) - 0.01
     positions, best = np.zeros(shape, np.int64), np.full(shape, -1, logits.dtype)
     for n, row in enumerate(logits):
         # Few of millions pass: compare logits with a threshold that is surely too low, and apply the exact rule,
         # on probabilities, to those few.
-        passing = np.flatnonzero(row > _surely(threshold))
+        passing = np.flatnonzero(row > surely)
         scores = probabilities(row[passing])
-        above = scores > threshold
+        above = scores > t
         passing, scores = passing[above], scores[above]
         if len(passing) > count:
-            rows = _largest(scores, count)
+            limit = np.partition(scores, len(scores) - count)[len(scores) - count]
+            above, equal = np.flatnonzero(scores > limit), np.flatnonzero(scores == limit)
+            rows = np.sort(np.concatenate([above, equal[: count - len(above)]]))  # of equal ones the first
             passing, scores = passing[rows], scores[rows]
         order = np.argsort(-scores, kind="stable")
         positions[n, : len(order)], best[n, : len(order)] = passing[order], scores[order]
     return positions, best
-
-
-def _largest(scores: np.ndarray, count: int) -> np.ndarray:
-    """Positions of the `count` largest, ascending; of equal ones at the limit the first."""
-    limit = np.partition(scores, len(scores) - count)[len(scores) - count]
-    above, equal = np.flatnonzero(scores > limit), np.flatnonzero(scores == limit)
-    return np.sort(np.concatenate([above, equal[: count - len(above)]]))
 
 
 _SHARES = 1 << 16  # threads for a row
@@ -74,16 +66,16 @@ _SHARES = 1 << 16  # threads for a row
 @best_pairs.faster_on("cupy", when=lambda logits, *_: str(logits.dtype) == "float32" and 0 < logits.shape[1] < 1 << 32)
 def _best_pairs_cuda(logits, threshold: float, count: int):
     xp, (N, P), real = backend.namespace(logits), logits.shape, logits.dtype
-    k, threads, logits = min(count, P), min(P, _SHARES), backend.contiguous(logits)
+    k, threads, logits = min(count, P), min(P, _SHARES), cuda.contiguous(logits)
     limits, wanted = xp.zeros(N, dtype=xp.int64), xp.full(N, k, dtype=xp.int64)
     counts, found = xp.zeros((N, 256), dtype=xp.int32), xp.zeros(N, dtype=xp.int32)
-    rule = (_surely(threshold), float(threshold))
+    rule = float(threshold)
     for shift in range(56, -8, -8):
-        arguments = logits, limits, counts, N, threads, P, *rule, shift
-        backend.launch(__file__, "count", N * threads, *arguments, real=real)
-        backend.launch(__file__, "pick", N, counts, limits, wanted, N, shift, real=real)
+        arguments = logits, limits, counts, N, threads, P, rule, shift
+        cuda.launch(__file__, "count", N * threads, *arguments, real=real)
+        cuda.launch(__file__, "pick", N, counts, limits, wanted, N, shift, real=real)
     keys, positions = xp.zeros((N, k), dtype=xp.int64), xp.empty((N, k), dtype=xp.int64)
-    backend.launch(__file__, "collect", N * threads, logits, limits, found, keys, N, threads, P, k, *rule, real=real)
+    cuda.launch(__file__, "collect", N * threads, logits, limits, found, keys, N, threads, P, k, rule, real=real)
     keys, best = xp.sort(keys, axis=1), xp.empty((N, k), dtype=real)
-    backend.launch(__file__, "unpack", N * k, keys, positions, best, N * k, real=real)
+    cuda.launch(__file__, "unpack", N * k, keys, positions, best, N * k, real=real)
     return positions, best

@@ -8,6 +8,7 @@ import numpy as np
 
 from minidet import backend
 from minidet.autograd import Tensor
+from minidet.backend import Array
 from minidet.detection import AnchorConfig, CoderConfig, LossConfig, MatcherConfig, PostprocessConfig, anchors_for
 from minidet.images import Preprocess
 from minidet.models.fpn import FeaturePyramid, PyramidConfig

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
 from minidet import backend
 from minidet.backend import Array
+from minidet.kernels import cuda
 from minidet.kernels.kernel import Kernel
 from minidet.kernels.parallel import parallel
 from minidet.kernels.pointwise import BLOCK
 
-STEP = Path(__file__).with_name("step.cu")
+STEP = __file__.replace("adamw", "step")
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,8 @@ def _adamw_step_numba(p, g, m, v, keep, beta1, beta2, eps, rate):
 
 @adamw_step.faster_on("cupy", when=flat_views)
 def _adamw_step_cuda(p, g, m, v, *constants):
-    arguments = p, backend.contiguous(g), m, v, p.size, *map(float, constants)
-    backend.launch(str(STEP), "adamw", p.size, *arguments, real=p.dtype)
+    arguments = p, cuda.contiguous(g), m, v, p.size, *map(float, constants)
+    cuda.launch(STEP, "adamw", p.size, *arguments, real=p.dtype)
 
 
 @parallel(error_model="numpy")

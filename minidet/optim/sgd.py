@@ -7,8 +7,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from minidet import backend
 from minidet.backend import Array
+from minidet.kernels import cuda
 from minidet.kernels.kernel import Kernel
 from minidet.kernels.parallel import parallel
 from minidet.kernels.pointwise import BLOCK
@@ -73,8 +73,8 @@ def _sgd_step_numba(p, g, u, *constants):
 
 @sgd_step.faster_on("cupy", when=flat_views)
 def _sgd_step_cuda(p, g, u, *constants):
-    arguments = p, backend.contiguous(g), u, p.size, *map(float, constants)
-    backend.launch(str(STEP), "sgd", p.size, *arguments, real=p.dtype)
+    arguments = p, cuda.contiguous(g), u, p.size, *map(float, constants)
+    cuda.launch(STEP, "sgd", p.size, *arguments, real=p.dtype)
 
 
 @parallel
