@@ -247,6 +247,7 @@ def _steps(
         clip_grad_norm(optimizer.parameters.values(), 1.0)
         optimizer.step(0.0)
         optimizer.clear_gradients()
+        measured.read()  # waits for a device, which would else still be at work
         phases = [measured.match_seconds, measured.forward_seconds, measured.backward_seconds]
         steps.append([batch.seconds, *phases, perf_counter() - clock - sum(phases)])
         pixels.append(batch.images.shape[1] * batch.images.shape[2])
