@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -107,20 +108,20 @@ def build_targets(
     highest = max((int(own.max()) for own in labels if len(own)), default=BACKGROUND)
     objects = xp.asarray(np.concatenate([*boxes, np.zeros((1, 4), boxes[0].dtype)]), device=anchors.device)
     classes = xp.asarray(np.concatenate([*labels, [0]]).astype(np.int64), device=anchors.device)
-    matches, start = [], 0
-    for own in boxes:
-        found = assign(anchors, objects[start : start + len(own), :], matcher)
-        matches.append(xp.where(found >= 0, found + start, found))
-        start += len(own)
-    matches = xp.stack(matches)
+    ends = np.cumsum([0, *(len(own) for own in boxes)]).tolist()
+    matches = [assign(anchors, objects[start:stop, :], matcher) for start, stop in pairwise(ends)]
+    if xp is np:
+        matches = np.stack(matches)
+        rows = np.flatnonzero(matches >= 0)
+        images = rows // R
+        chosen = matches.reshape(-1)[rows] + np.asarray(ends)[images]
+        matches.reshape(-1)[rows] = classes[chosen]
+        positives = np.bincount(images, minlength=len(boxes))
+        return Targets(matches, rows, objects[chosen], anchors[rows % R], positives, anchors, highest)
+    matches = xp.stack([xp.where(m >= 0, m + start, m) for m, start in zip(matches, ends[:-1], strict=True)])
     positive = matches >= 0
     positives = xp.sum(xp.astype(positive, xp.int64), axis=1)
-    if xp is np:
-        rows = np.flatnonzero(positive)
-        chosen = matches.reshape(-1)[rows]
-        matches.reshape(-1)[rows] = classes[chosen]
-        return Targets(matches, rows, objects[chosen], anchors[rows % R], positives, anchors, highest)
-    chosen = xp.reshape(xp.where(positive, matches, xp.full_like(matches, start)), (-1,))
+    chosen = xp.reshape(xp.where(positive, matches, xp.full_like(matches, ends[-1])), (-1,))
     learned = xp.where(positive, xp.reshape(xp.take(classes, chosen), matches.shape), matches)
     targets = xp.reshape(xp.take(objects, chosen, axis=0), (*matches.shape, 4))
     targets = xp.where(positive[:, :, None], targets, xp.astype(anchors, objects.dtype)[None, :, :])

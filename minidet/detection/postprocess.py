@@ -125,6 +125,9 @@ def candidates(
         scores.append(best)
         start += count
     pairs, scores = xp.concat(pairs, axis=1), xp.concat(scores, axis=1)
+    if xp is np:  # which sees, without waiting, the places that no image fills
+        filled = np.any(scores > 0, axis=0)
+        pairs, scores = pairs[:, filled], scores[:, filled]
     rows, device = pairs // K, logits.device
     places = rows + R * xp.arange(N, dtype=xp.int64, device=device)[:, None]
     moved = xp.take(xp.reshape(deltas, (N * R, 4)), xp.reshape(places, (-1,)), axis=0)
