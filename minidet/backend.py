@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -145,6 +148,16 @@ def to_numpy(x: Array) -> np.ndarray:
     return np.asarray(x)  # NumPy's own arrays as they are; a sum, which NumPy makes a scalar, as an array
 
 
+def read(numbers: Sequence[Array | float]) -> list[float]:
+    """Numbers that an array library computed, as Python's: in one copy, and so one wait, for all of them."""
+    there = [x for x in numbers if not isinstance(x, int | float | np.generic | np.ndarray)]
+    if not there:
+        return [float(x) for x in numbers]
+    xp = namespace(there[0])
+    values = iter(to_numpy(xp.stack([xp.astype(x, xp.float64) for x in there])).tolist())
+    return [next(values) if any(x is y for y in there) else float(x) for x in numbers]
+
+
 def name_of(xp) -> str:
     """The name in LIBRARIES of a namespace that `load` returned."""
     return "cupy" if "cupy" in xp.__name__ else xp.__name__.partition(".")[0]
@@ -153,3 +166,9 @@ def name_of(xp) -> str:
 def sums_over_gpus(processes: int, rank: int):
     """NCCL between so many processes, one GPU each: its `all_reduce(x, y)` writes the sum of everybody's `x` to `y`."""
     return importlib.import_module("cupyx.distributed").NCCLBackend(processes, rank, use_mpi=True)
+
+
+@cache
+def cuda_module(path: Path, *options: str):
+    """The kernels in a file of CUDA, compiled when the first is asked for; CuPy keeps them on disk."""
+    return importlib.import_module("cupy").RawModule(code=path.read_text(), options=options)

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from minidet import backend
 from minidet.autograd import Tensor, no_grad
 from minidet.detection import Detections, PostprocessConfig, postprocess
 from minidet.images import open_image, pad_batch
@@ -137,9 +136,9 @@ def detect_batch(
             module.training = mode
     H, W = images.shape[1:3]
     detections = postprocess(
-        backend.to_numpy(logits.data),
-        backend.to_numpy(deltas.data),
-        model.anchors(H, W),
+        logits.data,
+        deltas.data,
+        model.anchors(H, W, xp),
         model.level_counts(H, W),
         [tuple(int(v) for v in size) for size in sizes],
         config,

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
+
+from minidet import backend
 
 
 @pytest.fixture
@@ -30,6 +33,29 @@ def data_folder() -> Callable[[str], Path]:
         return folder
 
     return find
+
+
+@pytest.fixture
+def fake_cupy(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """The backend "cupy" on a fake GPU (fake_cupy.py); the module, whose `counts` say who waited for it."""
+    import fake_cupy
+
+    backend.cuda_module.cache_clear()  # of a real one
+    monkeypatch.setattr(backend, "_cupy_checked", True)  # nothing to count yet
+    with fake_cupy.installed():
+        yield fake_cupy
+    backend.cuda_module.cache_clear()
+
+
+@pytest.fixture(params=["fake", pytest.param("real", marks=pytest.mark.gpu)])
+def cupy(request: pytest.FixtureRequest):
+    """The namespace of CuPy: of the fake one, and with -m gpu of the real one, or the test is skipped."""
+    if request.param == "fake":
+        request.getfixturevalue("fake_cupy")
+    try:
+        return backend.load("cupy")
+    except RuntimeError as error:
+        pytest.skip(str(error))
 
 
 class _Zeros:

@@ -323,7 +323,7 @@ def test_the_loss_is_what_its_configuration_says(xp, config, coder, rng):
     np.testing.assert_allclose(got.classification, (factors * classification).sum(), rtol=1e-12)
     np.testing.assert_allclose(got.box, (factors * box).sum(), rtol=1e-6)
     np.testing.assert_allclose(float(got.total), got.classification + got.box, rtol=1e-15)
-    assert got.positives == targets.positives.sum() == len(targets.rows) > 0
+    assert targets.positives.sum() == len(targets.rows) > 0
 
 
 @pytest.mark.parametrize("box", ["l1", "smooth_l1", "giou"])
@@ -364,7 +364,7 @@ def test_a_batch_without_objects_still_teaches_background(box, normaliser, rng):
     x, d = Tensor(logits, requires_grad=True), Tensor(deltas, requires_grad=True)
     got = loss(x, d, targets, weights, config, CoderConfig())
     got.total.backward()
-    assert (got.box, got.positives) == (0.0, 0)
+    assert got.box == 0.0
     assert got.classification > 0
     assert (x.grad > 0).all()
     assert (d.grad == 0).all()

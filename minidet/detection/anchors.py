@@ -8,6 +8,8 @@ from functools import lru_cache
 
 import numpy as np
 
+from minidet.backend import Array
+
 
 @dataclass(frozen=True)
 class AnchorConfig:
@@ -57,8 +59,10 @@ def octaves(bases: Sequence[float], scales: int = 3) -> tuple[tuple[float, ...],
     return tuple(tuple(base * 2 ** (k / scales) for k in range(scales)) for base in bases)
 
 
-def anchors_for(config: AnchorConfig, image_hw: tuple[int, int], grids: Sequence[tuple[int, int]]) -> np.ndarray:
-    """All anchors of an input of this size, in the order of the network's outputs.
+def anchors_for(
+    config: AnchorConfig, image_hw: tuple[int, int], grids: Sequence[tuple[int, int]], xp=np
+) -> Array:
+    """All anchors of an input of this size, in the order of the network's outputs, as an array of `xp`.
 
     Shapes:
         returns: (R, 4) float32, read-only: level by level, row by row, column by column, A per cell
@@ -69,11 +73,11 @@ def anchors_for(config: AnchorConfig, image_hw: tuple[int, int], grids: Sequence
     """
     if len(grids) != len(config.sizes):
         raise ValueError(f"anchors: sizes are given for {len(config.sizes)} levels, the pyramid has {len(grids)}")
-    return _anchors(config, tuple(image_hw), tuple(tuple(grid) for grid in grids))
+    return _anchors(config, tuple(image_hw), tuple(tuple(grid) for grid in grids), xp)
 
 
-@lru_cache(maxsize=32)
-def _anchors(config: AnchorConfig, image_hw: tuple[int, int], grids: tuple[tuple[int, int], ...]) -> np.ndarray:
+@lru_cache(maxsize=32)  # and so copied to a device once, not at each step
+def _anchors(config: AnchorConfig, image_hw: tuple[int, int], grids: tuple[tuple[int, int], ...], xp) -> Array:
     levels = []
     for level, (rows, columns) in enumerate(grids):
         if config.strides is None:
@@ -88,7 +92,7 @@ def _anchors(config: AnchorConfig, image_hw: tuple[int, int], grids: tuple[tuple
         levels.append((centres + cell_anchors(config, level)).reshape(-1, 4))
     anchors = np.concatenate(levels)
     anchors.flags.writeable = False  # one array serves every caller
-    return anchors
+    return xp.asarray(anchors)
 
 
 def cell_anchors(config: AnchorConfig, level: int) -> np.ndarray:

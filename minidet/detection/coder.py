@@ -92,7 +92,7 @@ def _decoded(deltas: Array, anchors: Array, config: CoderConfig) -> tuple[Array,
     xp = backend.namespace(deltas)
     deltas = deltas / _weights(config, deltas)
     anchor_centre, anchor_sides = _centre_sides(anchors)
-    bound = xp.asarray(config.clip, dtype=deltas.dtype, device=deltas.device)
+    bound = xp.full((), config.clip, dtype=deltas.dtype, device=deltas.device)
     within = deltas[..., 2:] <= bound
     sides = xp.exp(xp.where(within, deltas[..., 2:], bound)) * anchor_sides
     return deltas[..., :2] * anchor_sides + anchor_centre, sides, within
@@ -103,6 +103,8 @@ def _centre_sides(boxes: Array) -> tuple[Array, Array]:
     return boxes[..., :2] + sides / 2, sides
 
 
-def _weights(config: CoderConfig, like: Array) -> Array:
+def _weights(config: CoderConfig, like: Array) -> Array | float:
+    if len(set(config.weights)) == 1:
+        return config.weights[0]
     xp = backend.namespace(like)
     return xp.asarray(config.weights, dtype=like.dtype, device=like.device)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
+from minidet import backend
 from minidet.autograd import Tensor
+from minidet.backend import Array
 from minidet.detection.assignment import BACKGROUND, MatcherConfig, assign
 from minidet.detection.coder import CoderConfig, decode_deltas, encode_boxes
 from minidet.detection.mining import MiningConfig, hard_labels
@@ -58,35 +61,40 @@ class Targets:
 
     Shapes:
         labels: (N, R) int64, the class, BACKGROUND or IGNORE
-        rows: (M,) int64, the positive anchors as positions in (N * R)
-        boxes: (M, 4), the object of each
+        rows: (M,) int64, the positive anchors as positions in (N * R); or None, and the next two are of all
+            anchors, (N, R, 4) and (R, 4)
+        boxes: (M, 4), the object of each; without rows, an anchor that has none has itself
         anchors: (M, 4)
         positives: (N,) int64, how many each image has
         all_anchors: (R, 4)
     """
 
-    labels: np.ndarray
-    rows: np.ndarray
-    boxes: np.ndarray
-    anchors: np.ndarray
-    positives: np.ndarray
-    all_anchors: np.ndarray
+    labels: Array
+    rows: Array | None
+    boxes: Array
+    anchors: Array
+    positives: Array
+    all_anchors: Array
+    highest: int = BACKGROUND
+    """The largest class of any object."""
 
 
 @dataclass(frozen=True)
 class Losses:
-    """The loss to differentiate, its two parts as numbers (box already weighted), and the positive anchors."""
+    """The loss to differentiate, and its two parts (box already weighted): numbers, but where they were computed."""
 
     total: Tensor
-    classification: float
-    box: float
-    positives: int
+    classification: Array
+    box: Array
 
 
 def build_targets(
-    anchors: np.ndarray, boxes: Sequence[np.ndarray], labels: Sequence[np.ndarray], matcher: MatcherConfig
+    anchors: Array, boxes: Sequence[np.ndarray], labels: Sequence[np.ndarray], matcher: MatcherConfig
 ) -> Targets:
-    """Match the anchors with the objects of every image.
+    """Match the anchors with the objects of every image, where the anchors are.
+
+    NumPy picks the few positive anchors.  On a device their number is known only there, and to ask for it is to
+    wait: targets of all anchors are made instead, and those of background count nothing in the loss.
 
     Shapes:
         anchors: (R, 4)
@@ -95,22 +103,32 @@ def build_targets(
     Units: pixels of the network input.
     Source: RetinaNet, arXiv:1708.02002, section 4 "Anchors".
     """
-    N, R = len(boxes), len(anchors)
-    classes = np.empty((N, R), np.int64)
-    rows, matched_boxes = [], []
-    for n in range(N):
-        matches = assign(anchors, boxes[n], matcher)
-        positive = np.flatnonzero(matches >= 0)
-        classes[n] = matches
-        classes[n, positive] = labels[n][matches[positive]]
-        rows.append(n * R + positive)
-        matched_boxes.append(boxes[n][matches[positive]].reshape(-1, 4))
-    rows = np.concatenate(rows)
-    positives = np.asarray([len(b) for b in matched_boxes], np.int64)
-    return Targets(classes, rows, np.concatenate(matched_boxes), anchors[rows % R], positives, anchors)
+    xp, (R, _) = backend.namespace(anchors), anchors.shape
+    # All images' objects one after the other, and one that stands for none: two arrays to copy to a device.
+    highest = max((int(own.max()) for own in labels if len(own)), default=BACKGROUND)
+    objects = xp.asarray(np.concatenate([*boxes, np.zeros((1, 4), boxes[0].dtype)]), device=anchors.device)
+    classes = xp.asarray(np.concatenate([*labels, [0]]).astype(np.int64), device=anchors.device)
+    ends = np.cumsum([0, *(len(own) for own in boxes)]).tolist()
+    matches = [assign(anchors, objects[start:stop, :], matcher) for start, stop in pairwise(ends)]
+    if xp is np:
+        matches = np.stack(matches)
+        rows = np.flatnonzero(matches >= 0)
+        images = rows // R
+        chosen = matches.reshape(-1)[rows] + np.asarray(ends)[images]
+        matches.reshape(-1)[rows] = classes[chosen]
+        positives = np.bincount(images, minlength=len(boxes))
+        return Targets(matches, rows, objects[chosen], anchors[rows % R], positives, anchors, highest)
+    matches = xp.stack([xp.where(m >= 0, m + start, m) for m, start in zip(matches, ends[:-1], strict=True)])
+    positive = matches >= 0
+    positives = xp.sum(xp.astype(positive, xp.int64), axis=1)
+    chosen = xp.reshape(xp.where(positive, matches, xp.full_like(matches, ends[-1])), (-1,))
+    learned = xp.where(positive, xp.reshape(xp.take(classes, chosen), matches.shape), matches)
+    targets = xp.reshape(xp.take(objects, chosen, axis=0), (*matches.shape, 4))
+    targets = xp.where(positive[:, :, None], targets, xp.astype(anchors, objects.dtype)[None, :, :])
+    return Targets(learned, None, targets, anchors, positives, anchors, highest)
 
 
-def image_weights(config: LossConfig, positives: np.ndarray, moving: float = MOVING_START) -> tuple[np.ndarray, float]:
+def image_weights(config: LossConfig, positives: Array, moving: Array | float = MOVING_START) -> tuple[Array, Array]:
     """The factor on each image's loss, and the moving average after this batch.
 
     Takes the positives of the *whole* effective batch: with gradient accumulation every micro-batch then gets
@@ -121,17 +139,20 @@ def image_weights(config: LossConfig, positives: np.ndarray, moving: float = MOV
         returns: (N,) float64, and a number to pass in at the next step (and to keep in a checkpoint)
     Source: RetinaNet, arXiv:1708.02002, section 4 "Focal Loss": divided by the anchors assigned to an object.
     """
-    N = len(positives)
+    xp = backend.namespace(positives)
+    counts = xp.astype(positives, xp.float64)
+    ones = xp.ones_like(counts)
     if config.normaliser == "image":
-        return 1 / (N * np.maximum(positives, 1.0)), moving
-    total = max(1.0, float(positives.sum()))
+        return ones / (positives.shape[0] * xp.maximum(counts, ones)), moving
+    total = xp.sum(counts)
+    total = xp.where(total > 1, total, xp.ones_like(total))
     if config.normaliser == "moving":
         total = moving = MOVING_MOMENTUM * moving + (1 - MOVING_MOMENTUM) * total
-    return np.full(N, 1 / total), moving
+    return ones / total, moving
 
 
 def loss(
-    logits: Tensor, deltas: Tensor, targets: Targets, weights: np.ndarray, config: LossConfig, coder: CoderConfig
+    logits: Tensor, deltas: Tensor, targets: Targets, weights: Array, config: LossConfig, coder: CoderConfig
 ) -> Losses:
     """Focal loss of every anchor and class, or of the hard ones, plus box loss of the positive anchors.
 
@@ -148,25 +169,29 @@ def loss(
     N, R, K = logits.shape
     if targets.labels.shape != (N, R):
         raise ValueError(f"loss: logits are for {N} x {R} anchors, targets for {targets.labels.shape}")
-    if targets.labels.max(initial=BACKGROUND) >= K:
-        raise ValueError(f"loss: targets name class {targets.labels.max()}, the model has {K} (0 to {K - 1})")
+    if targets.highest >= K:
+        raise ValueError(f"loss: targets name class {targets.highest}, the model has {K} (0 to {K - 1})")
 
     def constant(array, dtype=dtype):
         return xp.asarray(array, dtype=dtype, device=device)
 
-    labels, how = targets.labels, {"alpha": config.alpha, "gamma": config.gamma}
+    labels, weights = constant(targets.labels, xp.int64), constant(weights)
+    learned, how = targets.labels, {"alpha": config.alpha, "gamma": config.gamma}
     if config.mining is not None:
-        labels = hard_labels(logits.data, labels, targets.all_anchors, config.mining, **how)
-    per_image = sigmoid_focal_loss_sum(logits, constant(labels, xp.int64), **how)
-    classification = sum(per_image * constant(weights))
-    # Most anchors are background and have no box: only the rows of positive ones are ever touched.
-    rows = take(reshape(deltas, (N * R, 4)), constant(targets.rows, xp.int64))
+        learned = hard_labels(logits.data, learned, targets.all_anchors, config.mining, **how)
+    per_image = sigmoid_focal_loss_sum(logits, constant(learned, xp.int64), **how)
+    classification = sum(per_image * weights)
     anchors, boxes = constant(targets.anchors), constant(targets.boxes)
-    row_weights = config.box_weight * weights[targets.rows // R]
+    if targets.rows is None:
+        factors = xp.where(labels >= 0, weights[:, None], xp.zeros_like(weights)[:, None])
+    else:
+        # Most anchors are background and have no box: only the rows of positive ones are ever touched.
+        rows = constant(targets.rows, xp.int64)
+        deltas, factors = take(reshape(deltas, (N * R, 4)), rows), xp.take(weights, rows // R)
     if config.box == "giou":
-        per_row = giou_loss(decode_deltas(rows, anchors, coder), boxes)
+        per_row = giou_loss(decode_deltas(deltas, anchors, coder), boxes)
     else:
         beta = config.beta if config.box == "smooth_l1" else 0.0
-        per_row = sum(smooth_l1(rows, encode_boxes(boxes, anchors, coder), beta=beta), axis=1)
-    box = sum(per_row * constant(row_weights))
-    return Losses(classification + box, float(classification), float(box), int(targets.positives.sum()))
+        per_row = sum(smooth_l1(deltas, encode_boxes(boxes, anchors, coder), beta=beta), axis=-1)
+    box = sum(per_row * (config.box_weight * factors))
+    return Losses(classification + box, classification.data, box.data)

@@ -36,9 +36,9 @@ class MiningConfig:
 
 
 def hard_labels(
-    logits: Array, labels: np.ndarray, anchors: np.ndarray, config: MiningConfig, *, alpha: float | None, gamma: float
+    logits: Array, labels: Array, anchors: Array, config: MiningConfig, *, alpha: float | None, gamma: float
 ) -> np.ndarray:
-    """The labels with every anchor ignored that is not among its image's hard examples.
+    """The labels with every anchor ignored that is not among its image's hard examples, which the host looks for.
 
     An example is scored by its classification loss, summed over the classes.
 
@@ -51,7 +51,7 @@ def hard_labels(
     Differs: the paper names neither the boxes that are suppressed nor the batch's unit: here an example's box
         is its anchor, and the batch is one image's.
     """
-    xp = backend.namespace(logits)
+    xp, (labels, anchors) = backend.namespace(logits), map(backend.to_numpy, (labels, anchors))
     classes, hard = xp.arange(logits.shape[2], device=logits.device), np.full_like(labels, IGNORE)
     for n in range(len(labels)):  # an image at a time: a batch of these would be as large as all activations
         own = xp.asarray(labels[n], device=logits.device)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from minidet import backend
+from minidet.backend import Array
 from minidet.detection.coder import CoderConfig, decode_boxes
-from minidet.kernels import batched_nms
+from minidet.kernels import batched_nms, best_pairs
 
 CLIPS = ("before_nms", "after_nms", "never")
 
@@ -66,9 +67,9 @@ class Detections:
 
 
 def postprocess(
-    logits: np.ndarray,
-    deltas: np.ndarray,
-    anchors: np.ndarray,
+    logits: Array,
+    deltas: Array,
+    anchors: Array,
     level_counts: Sequence[int],
     image_sizes: Sequence[tuple[int, int]],
     config: PostprocessConfig,
@@ -89,14 +90,11 @@ def postprocess(
     Ties: of equal scores the lower level, then the lower anchor, then the lower class goes first.
     Source: RetinaNet, arXiv:1708.02002, section 4.1 "Inference".
     """
-    return [
-        _one_image(logits[n], deltas[n], anchors, level_counts, image_sizes[n], config, coder)
-        for n in range(len(logits))
-    ]
+    found = candidates(logits, deltas, anchors, level_counts, image_sizes, config, coder)
+    return [_survivors(one, size, config) for (_, one), size in zip(found, image_sizes, strict=True)]
 
 
-def _one_image(logits, deltas, anchors, level_counts, image_size, config, coder) -> Detections:
-    _, found = candidates(logits, deltas, anchors, level_counts, image_size, config, coder)
+def _survivors(found: Detections, image_size: tuple[int, int], config: PostprocessConfig) -> Detections:
     keep = batched_nms(found.boxes, found.scores, found.labels, config.nms_threshold)
     found = found.take(keep[: config.max_detections])
     if config.clip == "after_nms":
@@ -104,28 +102,45 @@ def _one_image(logits, deltas, anchors, level_counts, image_size, config, coder)
     return drop_empty(found) if config.drop_empty else found
 
 
-def candidates(logits, deltas, anchors, level_counts, image_size, config, coder) -> tuple[np.ndarray, Detections]:
-    """What goes into the suppression of one image, and which anchor each box came from.
+def candidates(
+    logits, deltas, anchors, level_counts, image_sizes, config, coder
+) -> list[tuple[np.ndarray, Detections]]:
+    """What goes into the suppression of each image, and which anchor each box came from.
+
+    A device finds them, and sends all at once: who suppresses whom, one box after the other, the host decides.
 
     Shapes:
-        logits: (R, K)
-        deltas: (R, 4)
+        logits: (N, R, K)
+        deltas: (N, R, 4)
         anchors: (R, 4)
-        returns: (D,) int64, and D detections, level by level
+        returns: for each image (D,) int64, and D detections, level by level
     Source: RetinaNet, arXiv:1708.02002, section 4.1 "Inference".
     """
-    K = logits.shape[1]
+    xp, (N, R, K) = backend.namespace(logits), logits.shape
     pairs, scores, start = [], [], 0
     for count in level_counts:
-        level_pairs, level_scores = _best_pairs(logits[start : start + count].reshape(-1), config)
-        pairs.append(start * K + level_pairs)
-        scores.append(level_scores)
+        level = xp.reshape(logits[:, start : start + count, :], (N, count * K))
+        positions, best = best_pairs(level, config.score_threshold, config.top_k)
+        pairs.append(positions + start * K)
+        scores.append(best)
         start += count
-    rows, labels = np.divmod(np.concatenate(pairs), K)
-    found = Detections(decode_boxes(deltas[rows], anchors[rows], coder), np.concatenate(scores), labels)
-    if config.clip == "before_nms":
-        found = clip(found, image_size)
-    return rows, found
+    pairs, scores = xp.concat(pairs, axis=1), xp.concat(scores, axis=1)
+    if xp is np:  # which sees, without waiting, the places that no image fills
+        filled = np.any(scores > 0, axis=0)
+        pairs, scores = pairs[:, filled], scores[:, filled]
+    rows, device = pairs // K, logits.device
+    places = rows + R * xp.arange(N, dtype=xp.int64, device=device)[:, None]
+    moved = xp.take(xp.reshape(deltas, (N * R, 4)), xp.reshape(places, (-1,)), axis=0)
+    fixed = xp.take(xp.asarray(anchors, device=device), xp.reshape(rows, (-1,)), axis=0)
+    boxes = xp.reshape(decode_boxes(moved, fixed, coder), (*rows.shape, 4))
+    # One array, and so one copy: rows and classes are numbers that a float32 holds exactly, being below 2^24.
+    columns = [xp.astype(part, boxes.dtype)[:, :, None] for part in (scores, rows, pairs % K)]
+    result = []
+    for one, size in zip(backend.to_numpy(xp.concat([boxes, *columns], axis=2)), image_sizes, strict=True):
+        one = one[one[:, 4] > 0]
+        found = Detections(one[:, :4].copy(), one[:, 4].copy(), one[:, 6].astype(np.int64))
+        result.append((one[:, 5].astype(np.int64), clip(found, size) if config.clip == "before_nms" else found))
+    return result
 
 
 def clip(found: Detections, image_size: tuple[int, int]) -> Detections:
@@ -139,28 +154,3 @@ def drop_empty(found: Detections) -> Detections:
     """Without the boxes whose width or height is 0."""
     sides = found.boxes[:, 2:] - found.boxes[:, :2]
     return found.take(np.flatnonzero((sides > 0).all(axis=1)))
-
-
-def _best_pairs(logits: np.ndarray, config: PostprocessConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Positions and probabilities of one level's best (anchor, class) pairs, best first."""
-    # Few of millions pass: compare logits with a threshold that is surely too low, and apply the exact rule,
-    # on probabilities, to those few.
-    t = config.score_threshold
-    surely = -math.inf if t <= 0 else math.log(t / (1 - t)) - 0.01
-    pairs = np.flatnonzero(logits > surely)
-    tail = np.exp(-np.abs(logits[pairs]))
-    scores = np.where(logits[pairs] >= 0, 1 / (1 + tail), tail / (1 + tail))
-    above = scores > t
-    pairs, scores = pairs[above], scores[above]
-    if len(pairs) > config.top_k:
-        rows = _largest(scores, config.top_k)
-        pairs, scores = pairs[rows], scores[rows]
-    order = np.argsort(-scores, kind="stable")
-    return pairs[order], scores[order]
-
-
-def _largest(scores: np.ndarray, count: int) -> np.ndarray:
-    """Positions of the `count` largest, ascending; of equal ones at the limit the first."""
-    limit = np.partition(scores, len(scores) - count)[len(scores) - count]
-    above, equal = np.flatnonzero(scores > limit), np.flatnonzero(scores == limit)
-    return np.sort(np.concatenate([above, equal[: count - len(above)]]))

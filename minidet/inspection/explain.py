@@ -142,7 +142,9 @@ def _detections(model, anchors, levels, size, logits, deltas, boxes) -> list[Exp
     """What `detect` finds, with the way it came about."""
     config = model.config.postprocess
     counts, unclipped = np.bincount(levels), replace(config, clip="never")
-    rows, whole = candidates(logits, deltas, anchors, counts, size, unclipped, model.config.coder)
+    ((rows, whole),) = candidates(
+        logits[None], deltas[None], anchors, counts.tolist(), [size], unclipped, model.config.coder
+    )
     found = clip(whole, size) if config.clip == "before_nms" else whole
     keep = batched_nms(found.boxes, found.scores, found.labels, config.nms_threshold)[: config.max_detections]
     gave_way = _gave_way(found, keep, config.nms_threshold)

@@ -226,7 +226,7 @@ def _first_loss(model: RetinaNet, batch: Batch) -> tuple[float, float | None]:
     weights, _ = image_weights(config.loss, targets.positives)
     with no_grad():
         outputs = model(Tensor(model.xp.asarray(part.images)))
-        found = loss(*outputs, targets, weights, config.loss, config.coder).classification
+        found = float(loss(*outputs, targets, weights, config.loss, config.coder).classification)
     if config.loss.mining is not None:  # which anchors count is then decided by noise
         return found, None
     return found, expected_first_loss(config.loss, config.head.prior, targets.labels, weights, len(config.classes))
@@ -247,6 +247,7 @@ def _steps(
         clip_grad_norm(optimizer.parameters.values(), 1.0)
         optimizer.step(0.0)
         optimizer.clear_gradients()
+        measured.read()  # waits for a device, which would else still be at work
         phases = [measured.match_seconds, measured.forward_seconds, measured.backward_seconds]
         steps.append([batch.seconds, *phases, perf_counter() - clock - sum(phases)])
         pixels.append(batch.images.shape[1] * batch.images.shape[2])
@@ -274,7 +275,7 @@ def _by_heart(model: RetinaNet, dataset: Dataset, recipe: TrainConfig, budget: f
     batch = next((batch for _, batch in zip(range(50), loader, strict=False) if any(map(len, batch.boxes))), None)
     optimizer, losses, began = recipe.optimizer(model), [], perf_counter()
     while batch is not None and len(losses) <= HEART_STEPS:
-        measured = batch_gradient(model, batch, 1, MOVING_START)
+        measured = batch_gradient(model, batch, 1, MOVING_START).read()
         losses.append(measured.loss)
         done = measured.loss <= HEART_SHARE * losses[0] or not math.isfinite(measured.loss)
         if done or perf_counter() - began > budget:

@@ -17,6 +17,7 @@ from minidet.kernels.pointwise import (
 from minidet.kernels.pooling import max_pool, max_pool_gradient
 from minidet.kernels.resample import resample
 from minidet.kernels.scatter import scatter_add
+from minidet.kernels.selection import best_pairs, probabilities
 from minidet.kernels.suppression import batched_nms, nms
 from minidet.kernels.windows import gather_windows, scatter_windows
 
@@ -38,6 +39,7 @@ ALL = (
     epilogue_gradient,
     best_matches,
     claimed_anchors,
+    best_pairs,
     nms,
     batched_nms,
     focal_terms,
@@ -53,6 +55,7 @@ __all__ = [
     "areas",
     "batched_nms",
     "best_matches",
+    "best_pairs",
     "claimed_anchors",
     "column_sums",
     "convolve",
@@ -69,6 +72,7 @@ __all__ = [
     "normalize_groups_gradient",
     "only",
     "pairwise_iou",
+    "probabilities",
     "rectify",
     "rectify_gradient",
     "rectify_sum",

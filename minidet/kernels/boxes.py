@@ -6,6 +6,7 @@ import numpy as np
 from numba import njit
 
 from minidet import backend
+from minidet.kernels import cuda
 from minidet.kernels.kernel import Kernel
 
 _LANES = 128  # anchors that the fast version handles side by side
@@ -68,6 +69,16 @@ def _best_matches_numba(anchors, gt):
     return best_iou.reshape(-1)[:R], best_gt.reshape(-1)[:R], gt_best.max(axis=1)
 
 
+@best_matches.faster_on("cupy", when=lambda anchors, gt: anchors.dtype == gt.dtype)
+def _best_matches_cuda(anchors, gt):
+    xp, R, dtype = backend.namespace(anchors), anchors.shape[0], anchors.dtype
+    best_iou, best_gt = xp.empty(R, dtype=dtype), xp.empty(R, dtype=xp.int64)
+    gt_best = xp.zeros(gt.shape[0], dtype=dtype)
+    arguments = cuda.contiguous(anchors), cuda.contiguous(gt), best_iou, best_gt, gt_best, R, gt.shape[0]
+    cuda.launch(__file__, "best_matches", R, *arguments, real=dtype)
+    return best_iou, best_gt, gt_best
+
+
 @Kernel
 def claimed_anchors(anchors, gt, gt_best):
     """Whether an anchor overlaps some object exactly as much as that object's given value.
@@ -88,6 +99,15 @@ def claimed_anchors(anchors, gt, gt_best):
 def _claimed_anchors_numba(anchors, gt, gt_best):
     claimed = np.zeros(len(anchors), np.bool_)
     _claimed_anchors(np.array(anchors.T, order="C"), np.array(gt, order="C"), gt_best, claimed)
+    return claimed
+
+
+@claimed_anchors.faster_on("cupy", when=lambda anchors, gt, _: anchors.dtype == gt.dtype)
+def _claimed_anchors_cuda(anchors, gt, gt_best):
+    xp, R = backend.namespace(anchors), anchors.shape[0]
+    claimed = xp.empty(R, dtype=xp.bool)
+    arguments = cuda.contiguous(anchors), cuda.contiguous(gt), gt_best, claimed, R, gt.shape[0]
+    cuda.launch(__file__, "claimed_anchors", R, *arguments, real=anchors.dtype)
     return claimed
 
 

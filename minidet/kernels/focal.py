@@ -6,6 +6,7 @@ import numpy as np
 from numba import njit
 
 from minidet import backend
+from minidet.kernels import cuda
 from minidet.kernels.kernel import Kernel
 from minidet.kernels.parallel import parallel
 
@@ -73,6 +74,7 @@ def focal_loss(logits, labels, alpha: float | None, gamma: float):
 
 
 _f32, _i32 = np.float32, np.int32
+_SHARES = 1 << 15  # an image's sum on a GPU
 
 
 @focal_loss.faster_on("numpy", when=lambda logits, *_: logits.dtype == np.float32)
@@ -85,6 +87,18 @@ def _focal_loss_numba(logits, labels, alpha: float | None, gamma: float):
     weights = np.asarray((objects, background, gamma), np.float32)
     _focal_block(sums.size, np.ascontiguousarray(logits), np.ascontiguousarray(labels), rows, weights, sums, gradient)
     return sums.sum(axis=1).astype(np.float32), gradient
+
+
+@focal_loss.faster_on("cupy", when=lambda logits, *_: 0 < logits.shape[1] * logits.shape[2] < 1 << 32)
+def _focal_loss_cuda(logits, labels, alpha: float | None, gamma: float):
+    xp, (N, R, K) = backend.namespace(logits), logits.shape
+    logits, gradient = cuda.contiguous(logits), xp.empty((N, R, K), dtype=logits.dtype)
+    threads = min(R * K, _SHARES)
+    sums = xp.empty((N, threads), dtype=xp.float64)
+    weights = (1.0, 1.0, gamma) if alpha is None else (alpha, 1.0 - alpha, gamma)
+    arguments = logits, cuda.contiguous(labels), gradient, sums, N, threads, R * K, K, *map(float, weights)
+    cuda.launch(__file__, "focal_loss", N * threads, *arguments, real=logits.dtype)
+    return xp.astype(xp.sum(sums, axis=1), logits.dtype), gradient
 
 
 # The loop below is the hot one: every anchor times every class, at every step.  It is written so that the

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from minidet import backend
+from minidet.kernels import cuda
 from minidet.kernels.kernel import Kernel
 from minidet.kernels.parallel import parallel
 
@@ -199,3 +200,34 @@ def _epilogue_gradient(block, gy, y, scale, gs, sums, zero):
             g = part[p, f] if value[p, f] > zero else zero
             out[p, f] = g * scale[f]
             total[f] += g
+
+
+# On a GPU.
+
+
+@rectify.faster_on("cupy")
+def _rectify_cuda(x):
+    return cuda.elementwise(__file__, "rectify", x)
+
+
+@rectify_sum.faster_on("cupy", when=lambda a, b: a.dtype == b.dtype)
+def _rectify_sum_cuda(a, b):
+    return cuda.elementwise(__file__, "rectify_sum", a, b)
+
+
+@rectify_gradient.faster_on("cupy", when=lambda gy, y: gy.dtype == y.dtype)
+def _rectify_gradient_cuda(gy, y):
+    return cuda.elementwise(__file__, "rectify_gradient", gy, y)
+
+
+@column_sums.faster_on("cupy")
+def _column_sums_cuda(g):
+    return cuda.sum_columns(__file__, "column_sums", g, cuda.contiguous(g))
+
+
+@epilogue_gradient.faster_on("cupy", when=lambda gy, y, scale: gy.dtype == y.dtype)
+def _epilogue_gradient_cuda(gy, y, scale):
+    xp, F = backend.namespace(gy), gy.shape[-1]
+    gs = xp.empty(gy.shape, dtype=gy.dtype)
+    scale = xp.ones(F, dtype=gy.dtype) if scale is None else xp.astype(scale, gy.dtype)
+    return gs, cuda.sum_columns(__file__, "epilogue_gradient", gy, *map(cuda.contiguous, (gy, y, scale)), gs)

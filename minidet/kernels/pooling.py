@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from minidet import backend
+from minidet.kernels import cuda
 from minidet.kernels.kernel import Kernel
 from minidet.kernels.parallel import parallel
 from minidet.kernels.windows import every, output_size
@@ -31,7 +32,7 @@ def max_pool(x, size: int, stride: int, padding: int):
         candidate = padded[:, every(i, stride, P), every(j, stride, Q), :]
         better = (candidate > best) | (xp.isnan(candidate) & ~xp.isnan(best))
         best = xp.where(better, candidate, best)
-        winners = xp.where(better, xp.asarray(tap, dtype=xp.uint8, device=x.device), winners)
+        winners = xp.where(better, xp.full((), tap, dtype=xp.uint8, device=x.device), winners)
     return best, winners
 
 
@@ -50,7 +51,7 @@ def max_pool_gradient(gy, winners, height: int, width: int, size: int, stride: i
     zero = xp.zeros_like(gy)
     for tap in range(size * size):
         i, j = divmod(tap, size)
-        won = winners == xp.asarray(tap, dtype=xp.uint8, device=gy.device)
+        won = winners == xp.full((), tap, dtype=xp.uint8, device=gy.device)
         padded[:, every(i, stride, P), every(j, stride, Q), :] += xp.where(won, gy, zero)
     return padded[:, padding : padding + height, padding : padding + width, :]
 
@@ -68,6 +69,25 @@ def _max_pool_numba(x, size: int, stride: int, padding: int):
 def _max_pool_gradient_numba(gy, winners, height: int, width: int, size: int, stride: int, padding: int):
     gx = np.zeros((gy.shape[0], height, width, gy.shape[3]), gy.dtype)
     _max_pool_image_gradient(len(gy), np.ascontiguousarray(gy), winners, size, stride, padding, gx)
+    return gx
+
+
+@max_pool.faster_on("cupy")
+def _max_pool_cuda(x, size: int, stride: int, padding: int):
+    xp, (N, H, W, C) = backend.namespace(x), x.shape
+    P, Q = (output_size(n + 2 * padding, size, stride, 1) for n in (H, W))
+    best, winners = xp.empty((N, P, Q, C), dtype=x.dtype), xp.empty((N, P, Q, C), dtype=xp.uint8)
+    arguments = cuda.contiguous(x), best, winners, best.size, H, W, P, Q, C, size, stride, padding
+    cuda.launch(__file__, "max_pool", best.size, *arguments, real=x.dtype)
+    return best, winners
+
+
+@max_pool_gradient.faster_on("cupy")
+def _max_pool_gradient_cuda(gy, winners, height: int, width: int, size: int, stride: int, padding: int):
+    N, P, Q, C = gy.shape
+    gx = backend.namespace(gy).empty((N, height, width, C), dtype=gy.dtype)
+    arguments = cuda.contiguous(gy), winners, gx, gx.size, height, width, P, Q, C, size, stride, padding
+    cuda.launch(__file__, "max_pool_gradient", gx.size, *arguments, real=gy.dtype)
     return gx
 
 

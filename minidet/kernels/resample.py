@@ -6,6 +6,7 @@ import numpy as np
 from numba import njit
 
 from minidet import backend
+from minidet.kernels import cuda
 from minidet.kernels.kernel import Kernel
 
 
@@ -43,6 +44,14 @@ def resample(image, levels, height: int, width: int):
 @resample.faster_on("numpy")
 def _resample_numba(image, levels, height: int, width: int):
     return _resample(np.ascontiguousarray(image), np.ascontiguousarray(levels), height, width)
+
+
+@resample.faster_on("cupy")
+def _resample_cuda(image, levels, height: int, width: int):
+    y = backend.namespace(image).empty((height, width, image.shape[2]), dtype=levels.dtype)
+    arguments = cuda.contiguous(image), cuda.contiguous(levels), y, *image.shape, height, width
+    cuda.launch(__file__, "resample", y.size, *arguments, real=levels.dtype)
+    return y
 
 
 @njit(cache=True, nogil=True)

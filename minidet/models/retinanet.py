@@ -8,6 +8,7 @@ import numpy as np
 
 from minidet import backend
 from minidet.autograd import Tensor
+from minidet.backend import Array
 from minidet.detection import AnchorConfig, CoderConfig, LossConfig, MatcherConfig, PostprocessConfig, anchors_for
 from minidet.images import Preprocess
 from minidet.models.fpn import FeaturePyramid, PyramidConfig
@@ -87,9 +88,9 @@ class RetinaNet(Module):
         """The (H_l, W_l) of every level for input of this size, without running anything."""
         return self.pyramid.maps(self.backbone.maps(height, width))
 
-    def anchors(self, height: int, width: int) -> np.ndarray:
-        """The anchors (R, 4) that the outputs for input of this size are relative to."""
-        return anchors_for(self.config.anchors, (height, width), self.maps(height, width))
+    def anchors(self, height: int, width: int, xp=np) -> Array:
+        """The anchors (R, 4) that the outputs for input of this size are relative to, as an array of `xp`."""
+        return anchors_for(self.config.anchors, (height, width), self.maps(height, width), xp)
 
     def level_counts(self, height: int, width: int) -> list[int]:
         """How many of those anchors belong to each level."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from minidet.autograd import Tensor, record
-from minidet.backend import Array, namespace
-from minidet.kernels import rectify, rectify_gradient, rectify_sum
+from minidet.kernels import probabilities, rectify, rectify_gradient, rectify_sum
 
 
 def exp(x: Tensor) -> Tensor:
@@ -83,7 +82,7 @@ def sigmoid(x: Tensor) -> Tensor:
     Shapes: any; y has the shape of x.
     Backward: dL/dx = dL/dy * y * (1 - y).
     """
-    y = stable_sigmoid(x.data)
+    y = probabilities(x.data)
     return record("sigmoid", y, (x,), lambda gy: (gy * (y * (1 - y)),))
 
 
@@ -95,7 +94,7 @@ def log_sigmoid(x: Tensor) -> Tensor:
     """
     xp, values = x.xp, x.data
     y = -xp.log1p(xp.exp(-xp.abs(values))) - xp.where(values < 0, -values, 0 * values)
-    return record("log_sigmoid", y, (x,), lambda gy: (gy * stable_sigmoid(-values),))
+    return record("log_sigmoid", y, (x,), lambda gy: (gy * probabilities(-values),))
 
 
 def softmax(x: Tensor, axis: int = -1) -> Tensor:
@@ -122,10 +121,3 @@ def astype(x: Tensor, dtype) -> Tensor:
     """
     xp, old = x.xp, x.dtype
     return record("astype", xp.astype(x.data, dtype), (x,), lambda gy: (xp.astype(gy, old),))
-
-
-def stable_sigmoid(values: Array) -> Array:
-    """The logistic function of an array: e^-|x| never overflows, and gives both tails exactly."""
-    xp = namespace(values)
-    tail = xp.exp(-xp.abs(values))
-    return xp.where(values >= 0, 1 / (1 + tail), tail / (1 + tail))

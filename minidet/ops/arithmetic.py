@@ -213,7 +213,7 @@ def _operands(op: str, a: Operand, b: Operand, *others: Array) -> tuple[Tensor, 
 def _constant(value: Array | float, other: Tensor) -> Tensor:
     if isinstance(value, int | float | bool):
         xp = other.xp
-        return Tensor(xp.asarray(value, dtype=other.dtype, device=other.data.device))
+        return Tensor(xp.full((), value, dtype=other.dtype, device=other.data.device))  # written there, not copied
     return Tensor(value)
 
 

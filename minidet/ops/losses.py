@@ -87,7 +87,7 @@ def l1(x: Tensor, target: Array) -> Tensor:
     """
     xp = x.xp
     error = x.data - target
-    return record("l1", xp.abs(error), (x,), lambda gy: (gy * xp.sign(error),))
+    return record("l1", xp.abs(error), (x,), lambda gy: (gy * _sign(error, xp),))
 
 
 def smooth_l1(x: Tensor, target: Array, *, beta: float) -> Tensor:
@@ -108,7 +108,7 @@ def smooth_l1(x: Tensor, target: Array, *, beta: float) -> Tensor:
     size = xp.abs(error)
     near = size < beta
     y = xp.where(near, error * error * (0.5 / beta), size - 0.5 * beta)
-    return record("smooth_l1", y, (x,), lambda gy: (gy * xp.where(near, error / beta, xp.sign(error)),))
+    return record("smooth_l1", y, (x,), lambda gy: (gy * xp.where(near, error / beta, _sign(error, xp)),))
 
 
 def giou_loss(boxes: Tensor, target: Array, *, eps: float = 1e-7) -> Tensor:
@@ -163,4 +163,9 @@ def _area(sides: Array) -> Array:
 
 def _share(difference: Array, xp) -> Array:
     """1 where positive, 0 where negative, a half at 0."""
-    return (xp.sign(difference) + 1) / 2
+    return (_sign(difference, xp) + 1) / 2
+
+
+def _sign(x: Array, xp) -> Array:
+    """-1, 0 or 1.  The standard's makes a NaN of a NaN, for which CuPy has to be asked where they are."""
+    return xp.astype(x > 0, x.dtype) - xp.astype(x < 0, x.dtype)

@@ -47,10 +47,8 @@ def upsample_nearest(x: Tensor, size: tuple[int, int]) -> Tensor:
     Source: Feature Pyramid Networks, arXiv:1612.03144, section 3 ("nearest neighbor upsampling").
     """
     xp, (N, H, W, C), (P, Q) = x.xp, x.shape, size
-    rows, columns = _nearest(P, H), _nearest(Q, W)
-    device = x.data.device
-    y = xp.take(x.data, xp.asarray(rows, device=device), axis=1)
-    y = xp.take(y, xp.asarray(columns, device=device), axis=2)
+    rows, columns = _nearest(P, H, xp, x.data.device), _nearest(Q, W, xp, x.data.device)
+    y = xp.take(xp.take(x.data, rows, axis=1), columns, axis=2)
 
     def backward(gy):
         if P % H == 0 and Q % W == 0:
@@ -67,13 +65,13 @@ def upsample_nearest(x: Tensor, size: tuple[int, int]) -> Tensor:
     return record("upsample_nearest", y, (x,), backward, fresh=True)
 
 
-def _nearest(new: int, old: int) -> np.ndarray:
+def _nearest(new: int, old: int, xp, device) -> Array:
     """The old position that each new one copies."""
-    step = np.float32(old / new)
-    return np.minimum(np.floor(np.arange(new, dtype=np.float32) * step), old - 1).astype(np.int64)
+    places = xp.arange(new, dtype=xp.float32, device=device) * float(np.float32(old / new))
+    return xp.astype(xp.minimum(xp.floor(places), xp.full_like(places, old - 1)), xp.int64)
 
 
-def _selection(source: np.ndarray, count: int, xp, like: Array) -> Array:
+def _selection(source: Array, count: int, xp, like: Array) -> Array:
     """The (count, new) matrix with a 1 where new position j copies old position i."""
-    matrix = source[None, :] == np.arange(count)[:, None]
-    return xp.asarray(matrix.astype(np.float64), dtype=like.dtype, device=like.device)
+    matrix = source[None, :] == xp.arange(count, dtype=source.dtype, device=like.device)[:, None]
+    return xp.astype(matrix, like.dtype)

@@ -10,9 +10,12 @@ import numpy as np
 
 from minidet import backend
 from minidet.backend import Array
+from minidet.kernels import cuda
 from minidet.kernels.kernel import Kernel
 from minidet.kernels.parallel import parallel
 from minidet.kernels.pointwise import BLOCK
+
+STEP = __file__.replace("adamw", "step")
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ def flat_views(p, g, *rest) -> bool:
     """Whether p and its state can be written, element by element, through one-dimensional views."""
     if g.dtype != p.dtype or not p.flags.c_contiguous:
         return False
-    state = (a for a in rest if isinstance(a, np.ndarray))
+    state = (a for a in rest if not isinstance(a, float | int))
     return all(a.dtype == p.dtype and a.flags.c_contiguous for a in state)
 
 
@@ -88,6 +91,12 @@ def _adamw_step_numba(p, g, m, v, keep, beta1, beta2, eps, rate):
     # One pass over memory instead of a dozen.
     constants = np.array((keep, 1 - beta1, beta2, 1 - beta2, eps, rate), dtype=p.dtype)
     _adamw(-(-p.size // BLOCK), p.reshape(-1), g.reshape(-1), m.reshape(-1), v.reshape(-1), constants)
+
+
+@adamw_step.faster_on("cupy", when=flat_views)
+def _adamw_step_cuda(p, g, m, v, *constants):
+    arguments = p, cuda.contiguous(g), m, v, p.size, *map(float, constants)
+    cuda.launch(STEP, "adamw", p.size, *arguments, real=p.dtype)
 
 
 @parallel(error_model="numpy")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+import numpy as np
+
 from minidet import backend
 from minidet.autograd import Tensor
 from minidet.backend import Array
@@ -12,15 +14,16 @@ from minidet.backend import Array
 GUARD = 1e-6  # torch.nn.utils.clip_grad_norm_: keeps max_norm / norm finite at a zero gradient
 
 
-def gradient_norm(parameters: Iterable[Tensor]) -> float:
+def gradient_norm(parameters: Iterable[Tensor]) -> Array | float:
     """The Euclidean length of all gradients together, as one long vector; 0 without any.
 
-    Summed in the gradients' own dtype and on their device: only the result is read back.
+    Summed in the gradients' own dtype and on their device, where the result stays: to read it is to wait for it.
     """
-    return float(sum(_squared_length(p.grad) for p in parameters if p.grad is not None)) ** 0.5
+    total = sum(_squared_length(p.grad) for p in parameters if p.grad is not None)
+    return float(total) ** 0.5 if isinstance(total, int | np.generic) else total**0.5
 
 
-def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> float:
+def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> Array | float:
     """Scale all gradients by min(1, max_norm / (norm + 1e-6)); returns the norm before.
 
     The direction is kept; a gradient exactly at `max_norm` is shortened by the guard's part in 1e6.
@@ -35,10 +38,15 @@ def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> float:
     parameters = list(parameters)
     norm = gradient_norm(parameters)
     factor = max_norm / (norm + GUARD)
-    if factor < 1 and math.isfinite(norm):
-        for parameter in parameters:
-            if parameter.grad is not None:
-                parameter.grad *= factor
+    if isinstance(norm, float):
+        if factor >= 1 or not math.isfinite(norm):
+            return norm
+    else:  # a device is told to multiply by 1: to ask it first whether the factor is below would be to wait
+        xp = backend.namespace(norm)
+        factor = xp.where((factor < 1) & xp.isfinite(norm), factor, xp.ones_like(factor))
+    for parameter in parameters:
+        if parameter.grad is not None:
+            parameter.grad *= factor
     return norm
 
 

@@ -210,9 +210,10 @@ def _step(
         parameters = optimizer.parameters.values()
         sum_gradients(communicator, parameters)
         average_statistics(communicator, model)
-        norm = gradient_norm(parameters) if config.clip is None else clip_grad_norm(parameters, config.clip)
-    if not (math.isfinite(measured.loss) and math.isfinite(norm)):
-        raise _non_finite(model, batch, config, state, measured.loss, norm, lr, communicator)
+        measured.norm = gradient_norm(parameters) if config.clip is None else clip_grad_norm(parameters, config.clip)
+        measured = measured.read()
+    if not (math.isfinite(measured.loss) and math.isfinite(measured.norm)):
+        raise _non_finite(model, batch, config, state, measured.loss, measured.norm, lr, communicator)
     optimizer.step(lr)
     optimizer.clear_gradients()
     done = perf_counter()
@@ -231,7 +232,7 @@ def _step(
         classification=measured.classification,
         box=measured.box,
         positives=measured.positives,
-        gradient_norm=norm,
+        gradient_norm=measured.norm,
         dropped=measured.dropped,
         data_ms=1e3 * batch.seconds,
         match_ms=1e3 * measured.match_seconds,

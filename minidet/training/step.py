@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 
-import numpy as np
-
+from minidet import backend
 from minidet.autograd import Tensor
+from minidet.backend import Array
 from minidet.data.loader import Batch
 from minidet.detection.criterion import build_targets, image_weights, loss
 from minidet.models import RetinaNet
@@ -16,22 +16,34 @@ from minidet.training.communicator import Alone, Communicator
 
 @dataclass
 class Measured:
-    """What a step's gradient cost and gave."""
+    """What a step's gradient cost and gave.
 
-    classification: float = 0.0
-    box: float = 0.0
-    positives: int = 0
-    dropped: int = 0
-    moving: float = 0.0
+    The numbers stay on the device that computes them until `read`; up to then the seconds of a device are those in
+    which its work was ordered, not done.
+    """
+
+    classification: Array | float = 0.0
+    box: Array | float = 0.0
+    positives: Array | int = 0
+    dropped: Array | int = 0
+    moving: Array | float = 0.0
     """The positives' moving average after this batch."""
+    norm: Array | float = 0.0
+    """The gradient's, which whoever clips it fills in."""
     match_seconds: float = 0.0
     forward_seconds: float = 0.0
     backward_seconds: float = 0.0
 
     @property
-    def loss(self) -> float:
+    def loss(self) -> Array | float:
         """The number that is minimised."""
         return self.classification + self.box
+
+    def read(self) -> Measured:
+        """The same in Python's numbers: all that a step has to say, in the one wait for a device that it has."""
+        names = ("classification", "box", "positives", "dropped", "moving", "norm")
+        numbers = dict(zip(names, backend.read([getattr(self, name) for name in names]), strict=True))
+        return replace(self, **numbers | {name: int(numbers[name]) for name in ("positives", "dropped")})
 
 
 def batch_gradient(
@@ -53,27 +65,29 @@ def batch_gradient(
     cuts = [slice(start, start + size) for start in range(0, N, size)]
 
     clock = perf_counter()
-    anchors = model.anchors(H, W)
+    anchors = model.anchors(H, W, xp)
     targets = [build_targets(anchors, batch.boxes[cut], batch.labels[cut], config.matcher) for cut in cuts]
     mine = slice(batch.first, batch.first + N)
-    positives = np.zeros(batch.whole, np.int64)
-    positives[mine] = [n for target in targets for n in target.positives]
+    positives = xp.zeros(batch.whole, dtype=xp.int64)
+    if targets:
+        positives[mine] = xp.concat([target.positives for target in targets])
     communicator.all_sum(positives)
     weights, moving = image_weights(config.loss, positives, moving)
     weights = weights[mine]
-    measured = Measured(moving=moving, positives=int(positives.sum()), match_seconds=perf_counter() - clock)
+    measured = Measured(moving=moving, positives=xp.sum(positives), match_seconds=perf_counter() - clock)
 
+    totals = xp.zeros(3, dtype=xp.float64)  # both losses, and the boxes dropped
+    totals[2] = batch.dropped
     for cut, target in zip(cuts, targets, strict=True):
         clock = perf_counter()
         logits, deltas = model(Tensor(xp.asarray(batch.images[cut])))
         losses = loss(logits, deltas, target, weights[cut], config.loss, config.coder)
-        forward_done = perf_counter()  # `loss` has read numbers back, so a GPU is done too
+        forward_done = perf_counter()
         losses.total.backward()
-        measured.classification += losses.classification
-        measured.box += losses.box
+        totals[0] += losses.classification
+        totals[1] += losses.box
         measured.forward_seconds += forward_done - clock
         measured.backward_seconds += perf_counter() - forward_done
-    totals = np.array([measured.classification, measured.box, batch.dropped])
     communicator.all_sum(totals)
-    measured.classification, measured.box, measured.dropped = float(totals[0]), float(totals[1]), int(totals[2])
+    measured.classification, measured.box, measured.dropped = totals[0], totals[1], totals[2]
     return measured

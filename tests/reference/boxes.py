@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from compare import close, equal, same_matches, unmatched
+from compare import close, equal, here, same_matches, there, unmatched
 
 from minidet import ops
 from minidet.autograd import Tensor
@@ -71,12 +71,12 @@ def anchors(case: dict, a: dict[str, np.ndarray]) -> None:
 def boxcoder(case: dict, a: dict[str, np.ndarray]) -> None:
     """Encoding, decoding and the gradient of decoding; encoded targets are constants and have none."""
     config = CoderConfig(weights=tuple(case["weights"]))
-    close(encode_boxes(a["gt"], a["anchors"], config), a["encoded"], "encoded")
-    close(decode_boxes(a["codes"], a["anchors"], config), a["decoded"], "decoded")
-    codes = Tensor(a["codes"], requires_grad=True)
-    decoded = decode_deltas(codes, a["anchors"], config)
+    close(encode_boxes(there(a["gt"]), there(a["anchors"]), config), a["encoded"], "encoded")
+    close(decode_boxes(there(a["codes"]), there(a["anchors"]), config), a["decoded"], "decoded")
+    codes = Tensor(there(a["codes"]), requires_grad=True)
+    decoded = decode_deltas(codes, there(a["anchors"]), config)
     close(decoded.data, a["decoded"], "decoded by the op")
-    decoded.backward(a["up"])
+    decoded.backward(there(a["up"]))
     close(codes.grad, a["grad_codes"], "grad_codes")
 
 
@@ -89,17 +89,17 @@ def iou(case: dict, a: dict[str, np.ndarray]) -> None:
     """GIoU loss by both boxes, which it treats alike; IoU and GIoU of all pairs."""
     if case["kind"] == "giou":
         for one, other, gradient in (("boxes1", "boxes2", "grad1"), ("boxes2", "boxes1", "grad2")):
-            boxes = Tensor(a[one], requires_grad=True)
-            values = ops.giou_loss(boxes, a[other], eps=case["eps"])
+            boxes = Tensor(there(a[one]), requires_grad=True)
+            values = ops.giou_loss(boxes, there(a[other]), eps=case["eps"])
             close(values.data, a["loss"], "loss")
             total = ops.sum(values)
             close(total.data, a["sum"], "sum")
             total.backward()
             close(boxes.grad, a[gradient], gradient)
     elif case["kind"] == "pairwise":
-        close(areas(a["boxes1"]), a["area1"], "areas")
-        close(pairwise_iou(a["boxes1"], a["boxes2"]), a["iou"], "iou")
-        values = ops.giou_loss(Tensor(a["boxes1"][:, None]), a["boxes2"][None], eps=0.0).data
+        close(areas(there(a["boxes1"])), a["area1"], "areas")
+        close(pairwise_iou(there(a["boxes1"]), there(a["boxes2"])), a["iou"], "iou")
+        values = ops.giou_loss(Tensor(there(a["boxes1"][:, None])), there(a["boxes2"][None]), eps=0.0).data
         close(1 - values, a["giou"], "giou")
     else:
         raise NotImplementedError(f"no check for {case['kind']!r}")
@@ -108,10 +108,10 @@ def iou(case: dict, a: dict[str, np.ndarray]) -> None:
 def matcher(case: dict, a: dict[str, np.ndarray]) -> None:
     """Decisions on a matrix of overlaps, and from boxes where the case has them."""
     config = MatcherConfig(case["high"], case["low"], case["allow_low_quality"], zero_iou=True)
-    got = assign_from_iou(a["quality"], config)
+    got = here(assign_from_iou(there(a["quality"]), config))
     equal(got, a["matches"], "matches")
     if "anchors" in a:
-        equal(assign(a["anchors"], a["gt"], config), a["matches"], "matches of boxes")
+        equal(assign(there(a["anchors"]), there(a["gt"]), config), a["matches"], "matches of boxes")
     # detectron2 keeps labels apart: 1 an object, 0 background, -1 ignored.
     equal(np.where(got >= 0, 1, got + 1), a["d2_labels"], "detectron2's labels")
     equal(got[got >= 0], a["d2_matches"][got >= 0], "detectron2's matches")
@@ -120,9 +120,9 @@ def matcher(case: dict, a: dict[str, np.ndarray]) -> None:
 def suppression(case: dict, a: dict[str, np.ndarray]) -> None:
     """Positions kept, best first; of equal scores the first."""
     if case["kind"] == "nms":
-        got = nms(a["boxes"], a["scores"], case["thr"])
+        got = nms(there(a["boxes"]), there(a["scores"]), case["thr"])
     elif case["kind"] == "batched_nms":
-        got = batched_nms(a["boxes"], a["scores"], a["idxs"], case["thr"])
+        got = batched_nms(there(a["boxes"]), there(a["scores"]), there(a["idxs"]), case["thr"])
     else:
         raise NotImplementedError(f"no check for {case['kind']!r}")
     equal(got, a["stable_keep"], "keep")
@@ -151,7 +151,7 @@ def detections(case: dict, a: dict[str, np.ndarray]) -> None:
     join = {n: np.concatenate([a[f"{n}_{i}"] for i in range(levels)], axis=-2) for n in ("cls", "box", "anchors")}
     counts = [len(a[f"anchors_{i}"]) for i in range(levels)]
     for dtype, prefix, tolerance in ((np.float32, "det", 1e-5), (np.float64, "det64_", 1e-10)):
-        arrays = [join[name].astype(dtype) for name in ("cls", "box", "anchors")]
+        arrays = [there(join[name].astype(dtype)) for name in ("cls", "box", "anchors")]
         found = postprocess(*arrays, counts, case["image_shapes"], config, CoderConfig())
         for n, got in enumerate(found):
             want = [a[f"{prefix}{n}_{part}"] for part in ("boxes", "scores", "labels")]
@@ -165,14 +165,14 @@ def losses(case: dict, a: dict[str, np.ndarray]) -> None:
     N = len(a["cls"])
     boxes, labels = ([a[f"{name}{n}"] for n in range(N)] for name in ("gt", "labels"))
     anchors = a["anchors"].astype(np.float64)
-    targets = build_targets(anchors, boxes, labels, MatcherConfig(low_quality=True, zero_iou=True))
+    targets = build_targets(there(anchors), boxes, labels, MatcherConfig(low_quality=True, zero_iou=True))
     equal(targets.positives, a["num_foreground"], "positives")
     same_matches(targets, boxes, labels, list(a["matched"]))
     beta = {"beta": case["beta"]} if case["beta"] is not None else {}
 
     def run(normaliser: str, weights=None):
         config = LossConfig(box=case["loss_type"], normaliser=normaliser, **beta)
-        logits, deltas = (Tensor(a[name].astype(np.float64), requires_grad=True) for name in ("cls", "box"))
+        logits, deltas = (Tensor(there(a[name].astype(np.float64)), requires_grad=True) for name in ("cls", "box"))
         weights = image_weights(config, targets.positives)[0] if weights is None else weights
         return loss(logits, deltas, targets, weights, config, CoderConfig()), logits, deltas
 

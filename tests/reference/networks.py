@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from compare import here, there
 from layers import in_float64, nchw
 from refgen import make_weights
 
@@ -106,7 +107,7 @@ def _keys(name: str) -> dict:
 
 def build(config: RetinaNetConfig, state: Mapping[str, np.ndarray], dtype) -> RetinaNet:
     """A network with these weights, in this precision throughout."""
-    model = RetinaNet(config, xp=np)
+    model = RetinaNet(config)
     model.load_state_dict(state)
     if dtype == np.float64:
         in_float64(model)
@@ -137,7 +138,7 @@ def prepare(model: RetinaNet, a: Mapping[str, np.ndarray], dtype) -> Inputs:
 
 def forward(model: RetinaNet, images: np.ndarray) -> dict[str, np.ndarray]:
     """Every map of one pass and both outputs, channels second, under torchvision's names."""
-    x = Tensor(images)
+    x = Tensor(there(images))
     backbone = model.backbone(x)
     pyramid = model.pyramid(backbone)
     logits, deltas = model(x)
@@ -145,8 +146,8 @@ def forward(model: RetinaNet, images: np.ndarray) -> dict[str, np.ndarray]:
     maps |= {f"p{i}": level.data for i, level in enumerate(pyramid, 3)}
     maps = {name: nchw(array) for name, array in ({"batch": images} | maps).items()}
     return maps | {
-        "cls_logits": logits.data,
-        "bbox_regression": deltas.data,
+        "cls_logits": here(logits.data),
+        "bbox_regression": here(deltas.data),
         "anchors": model.anchors(*images.shape[1:3]),
     }
 
@@ -156,9 +157,9 @@ def detect(model: RetinaNet, inputs: Inputs, maps: Mapping[str, np.ndarray]) -> 
     config, (H, W) = model.config, inputs.images.shape[1:3]
     dtype = inputs.images.dtype
     return postprocess(
-        maps["cls_logits"],
-        maps["bbox_regression"],
-        maps["anchors"].astype(dtype),
+        there(maps["cls_logits"]),
+        there(maps["bbox_regression"]),
+        there(maps["anchors"].astype(dtype)),
         model.level_counts(H, W),
         [tuple(size) for size in inputs.sizes.tolist()],
         config.postprocess,
@@ -179,7 +180,7 @@ def detect_in_originals(model: RetinaNet, inputs: Inputs, maps: Mapping[str, np.
 def targets_of(model: RetinaNet, inputs: Inputs) -> Targets:
     """The matching, decided in the precision of the images, as the reference does."""
     anchors = model.anchors(*inputs.images.shape[1:3]).astype(inputs.images.dtype)
-    return build_targets(anchors, inputs.boxes, inputs.labels, model.config.matcher)
+    return build_targets(there(anchors), inputs.boxes, inputs.labels, model.config.matcher)
 
 
 def losses_of(

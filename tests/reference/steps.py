@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from compare import close
+from compare import close, there
 
 from minidet.autograd import Tensor
 from minidet.optim import SGD, AdamW, Optimizer, ParameterGroup, Schedule, clip_grad_norm
@@ -30,14 +30,14 @@ def optimizer(case: dict, a: dict[str, np.ndarray]) -> None:
         raise NotImplementedError(f"no check for the optimizer {case['optimizer']!r}")
     assert not args, f"arguments that nothing here has: {args}"
     count = sum(name.startswith("init") for name in a)
-    parameters = [Tensor(a[f"init{i}"].copy(), requires_grad=True) for i in range(count)]
+    parameters = [Tensor(there(a[f"init{i}"].copy()), requires_grad=True) for i in range(count)]
     group = ParameterGroup({str(i): p for i, p in enumerate(parameters)}, weight_decay=decay)
     optimizer = Optimizer(rule, [group])
     lr_drop = int(case["note"].partition("before step index ")[2].split()[0])
     for t in range(len(a["grads0"])):
         for i, parameter in enumerate(parameters):
             gradient = a[f"grads{i}"][t]
-            parameter.grad = None if np.isnan(gradient).any() else gradient.copy()
+            parameter.grad = None if np.isnan(gradient).any() else there(gradient.copy())
         optimizer.step(lr * 0.1 if t >= lr_drop else lr)
         for i, parameter in enumerate(parameters):
             close(parameter.data, a[f"values{i}"][t], f"parameter {i} after step {t}")
@@ -45,9 +45,9 @@ def optimizer(case: dict, a: dict[str, np.ndarray]) -> None:
 
 def clipping(case: dict, a: dict[str, np.ndarray]) -> None:
     count = sum(name.startswith("clipped") for name in a)
-    parameters = [Tensor(a[f"grad{i}"], requires_grad=True) for i in range(count)]
+    parameters = [Tensor(there(a[f"grad{i}"]), requires_grad=True) for i in range(count)]
     for i, parameter in enumerate(parameters):
-        parameter.grad = a[f"grad{i}"].copy()
+        parameter.grad = there(a[f"grad{i}"].copy())
     close(clip_grad_norm(parameters, case["max_norm"]), a["total_norm"], "norm")
     for i, parameter in enumerate(parameters):
         close(parameter.grad, a[f"clipped{i}"], f"gradient {i}")

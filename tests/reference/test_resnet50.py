@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from compare import close, equal, load, same_matches, unmatched
+from compare import close, equal, here, load, same_matches, there, unmatched
 from layers import nchw
 from networks import (
     Inputs,
@@ -120,7 +120,7 @@ def training(model: RetinaNet, inputs: Inputs, meta: dict, a, tolerance: Toleran
     for n, boxes in enumerate(inputs.boxes):
         close(boxes, a[f"gt_resized{n}"], f"objects of image {n}", tolerance=1e-6)
     same_matches(targets, inputs.boxes, inputs.labels, [a[f"matched{n}"] for n in range(len(inputs.boxes))])
-    logits, deltas = model(Tensor(inputs.images))
+    logits, deltas = model(Tensor(there(inputs.images)))
     digest(logits.data, a, "cls_logits", tolerance.maps)
     digest(deltas.data, a, "bbox_regression", tolerance.maps)
     digest(model.anchors(*inputs.images.shape[1:3]), a, "anchors", 1e-7)
@@ -129,7 +129,7 @@ def training(model: RetinaNet, inputs: Inputs, meta: dict, a, tolerance: Toleran
     close(losses.classification, want["classification"], "classification", tolerance=tolerance.losses)
     close(losses.box, want["bbox_regression"], "box", tolerance=tolerance.losses)
     losses.total.backward()
-    found = to_torchvision({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    found = to_torchvision({name: here(p.grad) for name, p in model.named_parameters() if p.grad is not None})
     gradients(found, meta, a, tolerance)
     state = to_torchvision(model.state_dict())
     for name in (name.removeprefix("after:") for name in a if name.startswith("after:")):
@@ -139,10 +139,10 @@ def training(model: RetinaNet, inputs: Inputs, meta: dict, a, tolerance: Toleran
 def detectron2_training(model: RetinaNet, inputs: Inputs, meta: dict, a, tolerance: Tolerance) -> None:
     """Three passes, between which only the normaliser moves; the gradients are the first one's."""
     targets = targets_of(model, inputs)
-    close(targets.positives.mean(), meta["num_pos_per_image_mean"], "positives of an image")
+    close(here(targets.positives).mean(), meta["num_pos_per_image_mean"], "positives of an image")
     moving = None
     for step, want in enumerate(a["losses"]):
-        losses, moving = losses_of(model, *model(Tensor(inputs.images)), targets, moving)
+        losses, moving = losses_of(model, *model(Tensor(there(inputs.images))), targets, moving)
         close([losses.classification, losses.box], want[:2], f"losses, pass {step}", tolerance=tolerance.losses)
         close(moving, want[2], f"normaliser, pass {step}")
         if step == 0:
@@ -195,4 +195,4 @@ def digest(array: np.ndarray, a, name: str, tolerance: float) -> None:
 
 
 def flat(array: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(array).reshape(-1)
+    return np.ascontiguousarray(here(array)).reshape(-1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from compare import close, equal, load, same_matches, unmatched
+from compare import close, equal, here, load, same_matches, there, unmatched
 from networks import build, detect_in_originals, forward, losses_of, prepare, targets_of, tiny_config
 
 from minidet.autograd import Tensor
@@ -61,12 +61,12 @@ def test_training(vectors: Path):
     same_matches(targets, inputs.boxes, inputs.labels, [a[f"matched{n}"] for n in range(len(inputs.boxes))])
 
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    equal(sorted(to_torchvision({n: p.data for n, p in trained.items()})), sorted(meta["parameters"]), "trained")
+    equal(sorted(to_torchvision({n: here(p.data) for n, p in trained.items()})), sorted(meta["parameters"]), "trained")
     sgd = dict(meta["sgd"])
     lr, decay = sgd.pop("lr"), sgd.pop("weight_decay")
     optimizer = Optimizer(SGD(**sgd), [ParameterGroup(trained, weight_decay=decay)])
     for step in range(meta["steps"]):
-        logits, deltas = model.train()(Tensor(inputs.images))
+        logits, deltas = model.train()(Tensor(there(inputs.images)))
         losses, _ = losses_of(model, logits, deltas, targets)
         close([losses.classification, losses.box], a["sgd_losses"][step], f"losses, step {step}", tolerance=TOLERANCE)
         if step == 0:
@@ -74,7 +74,7 @@ def test_training(vectors: Path):
             check_outputs(model, logits.data, deltas.data, targets, a)
         losses.total.backward()
         if step == 0:
-            gradients = to_torchvision({name: p.grad for name, p in trained.items()})
+            gradients = to_torchvision({name: here(p.grad) for name, p in trained.items()})
             for name in meta["parameters"]:
                 same(gradients[name], a, f"grad:{name}")
         optimizer.step(lr)

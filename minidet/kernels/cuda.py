@@ -1,0 +1,52 @@
+"""How a kernel in CUDA starts: the file beside a Python file, compiled for a type of number, on so many threads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from minidet import backend
+from minidet.backend import Array
+
+THREADS = 256
+"""Threads of a block."""
+OPTIONS = ("--std=c++17", "--fmad=false")
+"""No product is merged with a sum: what is decided by comparing then rounds as in the definition."""
+
+
+def launch(source: str, name: str, threads: int, *args: Array | int | float, real: Any) -> None:
+    """Run a kernel of the CUDA file beside the Python file `source` on at least so many threads.
+
+    REAL is the type `real` there.  Arrays are passed as pointers: they have to be contiguous; an int is a long long,
+    a float a double.
+    """
+    blocks = -(-threads // THREADS)
+    if blocks:
+        kind = "double" if str(real) == "float64" else "float"
+        module = backend.cuda_module(Path(source).with_suffix(".cu"), *OPTIONS, f"-DREAL={kind}")
+        module.get_function(name)((blocks,), (THREADS,), args)
+
+
+def contiguous(x: Array) -> Array:
+    """`x`, or a copy of it, with its elements one after the other in memory."""
+    return x if x.flags.c_contiguous else x.copy()
+
+
+def elementwise(source: str, name: str, *arrays: Array) -> Array:
+    """What a kernel makes of each element of arrays of one shape and type."""
+    y = backend.namespace(arrays[0]).empty(arrays[0].shape, dtype=arrays[0].dtype)
+    launch(source, name, y.size, *map(contiguous, arrays), y, y.size, real=y.dtype)
+    return y
+
+
+def sum_columns(source: str, name: str, g: Array, *arguments: Array) -> Array:
+    """What a kernel sums over all but the last axis of g: in shares, and these in a fixed order."""
+    xp, F = backend.namespace(g), g.shape[-1]
+    rows = g.size // max(1, F)
+    chunks = min(rows, max(1, _SHARES // max(1, F)))
+    sums = xp.empty((chunks, F), dtype=g.dtype)
+    launch(source, name, chunks * F, *arguments, sums, rows, F, chunks, real=g.dtype)
+    return xp.astype(xp.sum(sums, axis=0, dtype=xp.float64), g.dtype)
+
+
+_SHARES = 1 << 17  # enough threads for any GPU, few enough for their sums to be small

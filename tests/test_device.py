@@ -1,0 +1,203 @@
+"""Training and detection on a fake GPU: NumPy's numbers, and hardly ever a wait for the device."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import signal
+import subprocess
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import cuda_serial
+import fake_cupy as fake
+import numpy as np
+import pytest
+import tiny
+
+import minidet as md
+from minidet import backend
+from minidet.data import shapes
+from minidet.detect import detect_batch
+from minidet.detection import MiningConfig
+from minidet.kernels.cuda import OPTIONS
+from minidet.training import TrainConfig
+from minidet.training.interrupt import Stopped
+from minidet.training.monitor import Monitor
+
+SOURCES = sorted(path for path in Path(backend.__file__).parent.rglob("*.cu") if "convolution" not in path.parts)
+IMAGES = shapes("train", images=8, size=64)
+QUICK = TrainConfig(images=16, batch_size=4, workers=0, validations=0, checkpoints=2, warmup=0, milestones=(), ema=None)
+
+
+@pytest.fixture
+def gpu(fake_cupy, monkeypatch):
+    """MINIDET_BACKEND=cupy, on the fake."""
+    monkeypatch.setenv("MINIDET_BACKEND", "cupy")
+    return fake_cupy
+
+
+# --- what a step and a detection cost ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("norm", "normaliser", "accumulate"), [("group", "batch", 1), ("frozen", "moving", 1), ("batch", "image", 2)]
+)
+def test_a_training_step_waits_once(norm, normaliser, accumulate, gpu):
+    config = replace(QUICK, images=8, accumulate=accumulate, clip=1.0)
+    md.train(tiny.model(norm, normaliser), IMAGES, config=config, quiet=True)  # anchors are there from now on
+    gpu.counts.clear()
+    trained = md.train(tiny.model(norm, normaliser), IMAGES, config=config, quiet=True)
+    steps = len(trained.history["loss"])
+    assert all("training/step.py" in place for place in gpu.counts.waits) and len(gpu.counts.waits) == steps
+    sent = [place for place in gpu.counts.uploads if "nn/module" not in place]  # where the model moves to the device
+    assert len(sent) == 3 * accumulate * steps, sent  # images, boxes, classes
+
+
+def test_mining_waits_for_every_image(gpu):
+    model = tiny.model()
+    model.config = replace(model.config, loss=replace(model.config.loss, mining=MiningConfig(batch=8)))
+    trained = md.train(model, IMAGES, config=QUICK, quiet=True)
+    assert np.isfinite(trained.history["loss"]).all()
+
+
+def test_detection_waits_once_for_a_batch(gpu, rng):
+    model, images = tiny.model(), rng.normal(size=(3, 64, 96, 3)).astype(np.float32)
+    sizes, anything = [(64, 96), (50, 90), (64, 64)], replace(model.config.postprocess, score_threshold=0.0)
+    detect_batch(model, images, sizes, sizes, anything)  # anchors are there from now on
+    gpu.counts.clear()
+    assert all(len(found) for found in detect_batch(model, images, sizes, sizes, anything))
+    assert len(gpu.counts.waits) == len(gpu.counts.uploads) == 1
+
+
+# --- the same numbers -------------------------------------------------------------------------------
+
+
+def test_a_training_gives_numpys_numbers_and_goes_on_after_a_stop(gpu, monkeypatch, tmp_path):
+    def run(folder: str, library: str, **how):
+        monkeypatch.setenv("MINIDET_BACKEND", library)
+        model = tiny.model("batch", "moving")
+        trained = md.train(model, IMAGES, out=tmp_path / folder, config=config, quiet=True, **how)
+        return trained, model
+
+    config = replace(QUICK, ema=8)
+    (want, reference), (got, model) = run("numpy", "numpy"), run("cupy", "cupy")
+    assert backend.name_of(model.xp) == "cupy" and backend.name_of(reference.xp) == "numpy"
+    for column in ("loss", "classification", "box", "positives", "gradient_norm"):
+        np.testing.assert_allclose(got.history[column], want.history[column], rtol=1e-3, err_msg=column)
+    weights = reference.state_dict()
+    for name, array in model.state_dict().items():
+        np.testing.assert_allclose(array, weights[name], rtol=1e-2, atol=1e-3, err_msg=name)
+    assert type(got.state.moving) is float and got.state.moving == pytest.approx(want.state.moving)
+
+    record = Monitor.record
+
+    def stop(self, row):
+        record(self, row)
+        if row.step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Monitor, "record", stop)
+    with pytest.raises(Stopped):
+        run("resumed", "cupy")
+    _, resumed = run("resumed", "cupy", resume=True)
+    for name, array in resumed.state_dict().items():
+        np.testing.assert_array_equal(array, model.state_dict()[name], err_msg=name)
+
+
+def test_detecting_and_evaluating_give_numpys_numbers(gpu, monkeypatch):
+    answers = []
+    for library in ("numpy", "cupy"):
+        monkeypatch.setenv("MINIDET_BACKEND", library)
+        model = tiny.model()
+        model.head.class_subnet.final.weight.data = 50 * model.head.class_subnet.final.weight.data  # scores far apart
+        model.config = replace(model.config, postprocess=replace(model.config.postprocess, score_threshold=0.001))
+        found = md.detect(model, [IMAGES[i].image for i in range(3)])
+        answers.append(([(f.boxes, f.scores, f.labels) for f in found], md.evaluate(model, IMAGES)))
+    (want, evaluation), (got, other) = answers
+    for w, g in zip(want, got, strict=True):
+        assert len(w[1]) == len(g[1]) > 0
+        np.testing.assert_allclose(g[1], w[1], rtol=1e-3)
+        np.testing.assert_allclose(g[0], w[0], rtol=1e-3, atol=1e-2)
+        np.testing.assert_array_equal(g[2], w[2])
+    assert other["AP"] == pytest.approx(evaluation["AP"], abs=1e-6)
+
+
+# --- the fake itself --------------------------------------------------------------------------------
+
+
+def test_the_fake_refuses_what_hides_mistakes(fake_cupy):
+    xp = backend.load("cupy")
+    x = xp.asarray([1.0, 2.0])
+    for mistake in (
+        lambda: np.asarray(x), lambda: np.sum(x), lambda: np.add(x, x), lambda: x + np.ones(2), lambda: np.ones(2) + x,
+        lambda: x[np.array([0])], lambda: xp.sum(np.ones(2)), lambda: xp.stack([x, np.ones(2)]),
+    ):  # fmt: skip
+        with pytest.raises(TypeError):
+            mistake()
+    assert not fake_cupy.counts.waits
+
+
+def test_the_fake_counts_what_waits(fake_cupy):
+    xp = backend.load("cupy")
+    x = xp.asarray([1.0, 2.0])
+    assert len(fake_cupy.counts.uploads) == 1
+    for n, wait in enumerate((
+        lambda: x.get(), lambda: float(x[0]), lambda: int(x[0]), lambda: bool(x[0] > 0), lambda: x[x > 1],
+        lambda: xp.nonzero(x), lambda: xp.unique_values(x), lambda: x.tolist(), lambda: x[0].item(),
+    ), 1):  # fmt: skip
+        wait()
+        assert len(fake_cupy.counts.waits) == n
+    xp.sum(x * 2 + xp.where(x > 1, x, -x))
+    assert len(fake_cupy.counts.waits) == n and xp.sum(x).shape == ()
+
+
+def test_real_cupy_has_what_the_fake_has():
+    real = pytest.importorskip("cupy", reason="needs CuPy, to compare the fake with it; a GPU is not needed")
+    assert [name for name in fake.NAMES if not hasattr(real, name)] == []
+    ours = {name for name in vars(fake.ndarray) if not name.startswith("_")}
+    assert {name for name in ours if not hasattr(real.ndarray, name)} == set()
+    special = {name for name in vars(fake.ndarray) if name.startswith("__") and name not in vars(object)}
+    assert {n for n in special - {"__slots__", "__module__"} if not hasattr(real.ndarray, n)} <= {"__rmatmul__"}
+    assert all(hasattr(real.cuda.Device, name) for name in ("__int__", "__enter__", "__exit__"))
+    assert all(hasattr(real.RawModule, name) for name in ("get_function",))
+
+
+# --- the sources ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
+def test_nvcc_compiles(path, tmp_path):
+    if not shutil.which("nvcc"):
+        pytest.skip("needs nvcc, to compile for a GPU")
+    for real, arch in (("float", "sm_80"), ("double", "sm_90")):
+        command = ["nvcc", f"-arch={arch}", "-cubin", f"-DREAL={real}", *OPTIONS, "-o", tmp_path / "x", path]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
+def test_nvrtc_compiles(path):
+    """The compiler that CuPy calls: it has no headers of the host's."""
+    package = next((Path(p) for p in getattr(find_spec("nvidia"), "submodule_search_locations", ())), Path())
+    library = next(iter(sorted(package.rglob("libnvrtc.so.*"))), None)
+    if library is None:
+        pytest.skip("needs NVRTC, to compile as CuPy does: pip install nvidia-cuda-nvrtc")
+    nvrtc, program = ctypes.CDLL(str(library)), ctypes.c_void_p()
+    for real, arch in (("float", "sm_80"), ("double", "sm_90")):
+        flags = [flag.encode() for flag in (f"-arch={arch}", f"-DREAL={real}", *OPTIONS)]
+        source = path.read_bytes()
+        assert nvrtc.nvrtcCreateProgram(ctypes.byref(program), source, b"kernels.cu", 0, None, None) == 0
+        status = nvrtc.nvrtcCompileProgram(program, len(flags), (ctypes.c_char_p * len(flags))(*flags))
+        log = ctypes.create_string_buffer(1 << 16)
+        nvrtc.nvrtcGetProgramLog(program, log)
+        assert status == 0, log.value.decode()
+
+
+def test_kernels_are_found_by_their_launchers():
+    """A kernel that the loader on the CPU cannot see would not be tested."""
+    for path in SOURCES:
+        text = path.read_text()
+        assert text.count("__global__") == len(cuda_serial.KERNEL.findall(text)) > 0, path

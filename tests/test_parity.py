@@ -1,0 +1,181 @@
+"""Every op, kernel, loss and whole small network on CuPy, against NumPy: on a fake GPU, with -m gpu on a real one.
+
+On NumPy and array-api-strict the same cases run where they are at home: test_ops.py, test_kernels.py, test_models.py.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import test_kernels
+import test_models
+from op_cases import CASES
+
+from minidet import backend, kernels
+from minidet.autograd import Tensor
+from minidet.detection import CoderConfig, LossConfig, build_targets, image_weights, loss, postprocess
+from minidet.kernels import only
+from minidet.optim import SGD, AdamW, Optimizer, ParameterGroup
+
+TOLERANCE = {
+    "op": {np.float32: 2e-5, np.float64: 1e-11},
+    "loss": {np.float32: 2e-5, np.float64: 1e-11},
+    "network": {np.float32: 1e-3, np.float64: 1e-9},
+}
+"""Largest difference relative to the largest value.  Kernels have their own, in test_kernels.py."""
+
+each_dtype = pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])
+
+
+def assert_near(got, want, what: str, dtype, name: str = "") -> None:
+    got, scale = backend.to_numpy(got), np.abs(want).max(initial=0)
+    assert got.dtype == want.dtype and got.shape == want.shape, name
+    np.testing.assert_allclose(got, want, rtol=0, atol=TOLERANCE[what][dtype] * max(scale, 1e-30), err_msg=name)
+
+
+# --- ops --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_op(case, cupy, rng):
+    drawn = case.inputs(rng)
+    for dtype in (np.float32, np.float64):
+        arrays, cotangent, results = [np.asarray(a, dtype) for a in drawn], None, []
+        for xp in (np, cupy):
+            inputs = [Tensor(xp.asarray(a), requires_grad=True) for a in arrays]
+            y = case.call(*inputs)
+            cotangent = np.asarray(rng.normal(size=y.shape), dtype) if cotangent is None else cotangent
+            y.backward(xp.asarray(cotangent))
+            results.append([y.data, *(x.grad for x in inputs)])
+        for want, got in zip(*results, strict=True):
+            assert_near(got, np.asarray(want), "op", dtype)
+
+
+# --- kernels ----------------------------------------------------------------------------------------
+
+
+def versions():
+    for kernel in test_kernels.CASES:
+        for version, (library, _, _) in kernel.fast.items():
+            if library == "cupy":
+                yield pytest.param(kernel, version, id=f"{kernel.__name__}-{version}")
+
+
+@pytest.mark.parametrize(("kernel", "version"), list(versions()))
+def test_kernel(kernel, version, cupy, rng):
+    _, when, fast = kernel.fast[version]
+    reached = 0
+    for case in test_kernels.CASES[kernel](rng):
+        if when(*(cupy.asarray(a) if isinstance(a, np.ndarray) else a for a in case)):
+            test_kernels.assert_held(kernel, fast, case, cupy)
+            reached += 1
+    assert reached, "no case reaches this version: the comparison would be empty"
+
+
+@pytest.mark.parametrize("kernel", test_kernels.CASES, ids=lambda k: k.__name__)
+def test_definition(kernel, cupy, rng):
+    """What runs where no version for a GPU accepts the arguments."""
+    with only("textbook"):
+        for case in test_kernels.CASES[kernel](rng):
+            want = test_kernels.call(kernel.textbook, case, np)
+            test_kernels.assert_same(test_kernels.call(kernel.textbook, case, cupy), want, rtol=1e-5, atol=1e-5)
+
+
+@each_dtype
+@pytest.mark.parametrize("rule", ["sgd", "nesterov", "adamw"])
+def test_optimizer(rule, dtype, cupy, rng):
+    rule = {"sgd": SGD(), "nesterov": SGD(nesterov=True), "adamw": AdamW()}[rule]
+    start, gradients = rng.normal(size=(9, 4)).astype(dtype), rng.normal(size=(3, 4, 9)).astype(dtype)
+    results = []
+    for xp in (np, cupy):
+        p = Tensor(xp.asarray(start.copy()), requires_grad=True)
+        optimizer = Optimizer(rule, [ParameterGroup({"p": p}, weight_decay=0.1)])
+        for g in gradients:
+            p.grad = xp.matrix_transpose(xp.asarray(g))  # not contiguous
+            optimizer.step(0.1)
+        results.append(backend.to_numpy(p.data))
+    assert_near(results[1], results[0], "op", dtype)
+
+
+# --- the loss and the detections --------------------------------------------------------------------
+
+LOSSES = [
+    LossConfig(box="smooth_l1", normaliser="batch"),
+    LossConfig(box="l1", normaliser="image", box_weight=2.0),
+    LossConfig(box="giou", normaliser="moving", alpha=None),
+]
+
+
+@each_dtype
+@pytest.mark.parametrize("objects", [(3, 0, 5), (0, 0)], ids=["objects", "none"])
+@pytest.mark.parametrize("config", LOSSES, ids=lambda c: f"{c.box}-{c.normaliser}")
+@pytest.mark.parametrize("library", ["array_api_strict", "cupy"])
+def test_targets_of_all_anchors_give_the_loss_of_the_positive_ones(library, config, objects, dtype, cupy, rng):
+    """A device makes targets of all anchors, NumPy picks the positive ones: one loss, and one gradient."""
+    anchors = test_kernels.random_boxes(rng, 300, dtype)
+    boxes = [anchors[rng.integers(0, 300, G)] + rng.normal(size=(G, 4)).astype(dtype) / 9 for G in objects]
+    labels = [rng.integers(0, 4, G) for G in objects]
+    logits, deltas = (rng.normal(-1, 1, (len(objects), 300, n)).astype(dtype) for n in (4, 4))
+    matcher, results = test_models.presets.small(["a"]).matcher, []
+    for xp in (np, cupy if library == "cupy" else backend.load(library)):
+        targets = build_targets(xp.asarray(anchors), boxes, labels, matcher)
+        assert (targets.rows is None) == (xp is not np)
+        weights, moving = image_weights(config, targets.positives)
+        x, d = (Tensor(xp.asarray(a), requires_grad=True) for a in (logits, deltas))
+        found = loss(x, d, targets, weights, config, CoderConfig(weights=(1.0, 1.0, 2.0, 2.0)))
+        found.total.backward()
+        numbers = np.array(backend.read([found.classification, found.box, moving, *targets.positives]))
+        results.append([targets.labels, numbers, x.grad, d.grad])
+    for want, got in zip(*results, strict=True):
+        assert_near(got, backend.to_numpy(want), "loss", dtype)
+    assert results[0][1][3:].sum() > 0 or sum(objects) == 0
+
+
+@each_dtype
+@pytest.mark.parametrize("clip", ["before_nms", "after_nms"])
+def test_detections(clip, dtype, cupy, rng):
+    anchors, counts = test_kernels.random_boxes(rng, 500, dtype), [380, 100, 20]
+    logits = (np.round(rng.normal(-2, 2, (3, 500, 3)) * 8) / 8).astype(dtype)  # many ties
+    deltas = (rng.normal(0, 0.5, (3, 500, 4))).astype(dtype)
+    config = test_models.replace(test_models.presets.small(["a"]).postprocess, clip=clip, top_k=90, drop_empty=True)
+    sizes = [(90, 100), (80, 50), (100, 100)]
+    want, got = (
+        postprocess(*map(xp.asarray, (logits, deltas, anchors)), counts, sizes, config, CoderConfig())
+        for xp in (np, cupy)
+    )
+    for w, g in zip(want, got, strict=True):
+        assert len(w) > 10
+        np.testing.assert_array_equal(g.labels, w.labels)
+        np.testing.assert_allclose(g.scores, w.scores, rtol=1e-6)
+        np.testing.assert_allclose(g.boxes, w.boxes, rtol=1e-5, atol=1e-4)
+
+
+# --- whole networks ---------------------------------------------------------------------------------
+
+
+@each_dtype
+@pytest.mark.parametrize("config", test_models.VARIANTS.values(), ids=test_models.VARIANTS)
+def test_network(config, dtype, cupy):
+    results = []
+    for xp in (np, cupy):
+        model, run = test_models.problem(config, xp, np.random.default_rng(0), dtype)
+        results.append(test_models.loss_and_gradients(model, run))
+    (want, gradients), (got, others) = results
+    assert abs(got - want) <= TOLERANCE["network"][dtype] * want
+    for name, gradient in gradients.items():
+        assert_near(others[name], gradient, "network", dtype, name)
+
+
+def test_kernels_for_a_gpu_run_on_it(cupy):
+    """`choose`, for arguments as a training has them."""
+    x = cupy.zeros((2, 40, 8), dtype=cupy.float32)
+    labels = cupy.zeros((2, 40), dtype=cupy.int64)
+    boxes = cupy.zeros((40, 4), dtype=cupy.float32)
+    for kernel, *args in (
+        (kernels.focal_loss, x, labels, 0.25, 2.0),
+        (kernels.best_matches, boxes, boxes),
+        (kernels.rectify_sum, x, x),
+        (kernels.epilogue_gradient, x, x, None),
+        (kernels.best_pairs, x[0, ...], 0.05, 10),
+    ):
+        assert kernel.choose(*args)[0] == "cupy:fast", kernel.__name__
