@@ -119,7 +119,7 @@ def test_weights_are_cast_once_while_they_last(narrow):
 def test_a_training_in_bfloat16(narrow, tmp_path):
     """Its loss falls, its files are float32, and what was stopped goes on bitwise."""
     data = shapes(size=64)
-    config = replace(SHAPES, images=240, batch_size=8, precision="bfloat16", validations=0, checkpoints=1, samples=0)
+    config = replace(SHAPES, images=160, batch_size=8, precision="bfloat16", validations=0, checkpoints=1, samples=0)
     whole = tiny.model(seed=1)
     history = train(whole, data, config=config, out=tmp_path / "whole", quiet=True).history["loss"]
     assert np.mean(history[-5:]) < 0.9 * np.mean(history[:5])
@@ -144,7 +144,7 @@ def test_a_training_in_bfloat16(narrow, tmp_path):
                 raise Stopped("here")
             return data[index]
 
-    often = replace(config, checkpoints=240)
+    often = replace(config, checkpoints=160)
     with pytest.raises(Stopped):
         train(stopped, Cut(), config=often, out=tmp_path / "cut", quiet=True)
     train(resumed := tiny.model(seed=1), data, config=often, out=tmp_path / "cut", quiet=True, resume=True)
