@@ -12,7 +12,7 @@
 # | | |
 # |---|---|
 # | Needs | chapters 2 and 6 |
-# | Reads | `minidet/backend.py`, `minidet/kernels/kernel.py`, `minidet/models/retinanet.py` |
+# | Reads | `minidet/backend.py`, `minidet/kernels/precision.py`, `minidet/models/retinanet.py` |
 # | Source | Micikevicius et al., *Mixed Precision Training*, arXiv:1710.03740; Chen et al., arXiv:1604.06174 |
 # | Time | about 15 s on two cores |
 
@@ -102,7 +102,7 @@ print(f"\nrows of pixels: {last.shape} in place; from channels first only by a c
 # rows that begin at pixels 0, 3, 6, ... form a matrix without overlap, those from 1, 4, 7, ... another one, and
 # those from 2, 5, 8, ... a third:
 #
-# $$y_p = \sum_{i=0}^{2} \left[x_{p + i \cdot pitch},\ x_{p + i \cdot pitch + 1},\ x_{p + i \cdot pitch + 2}\right] w_i$$
+# $$y_p = \sum_{i=0}^{2} \left[x_{p + id},\ x_{p + id + 1},\ x_{p + id + 2}\right] w_i, \quad d = \text{pitch}$$
 #
 # Three values of $i$, each a batch of three products with sums of length $3C$; nothing is laid out.  One
 # zero behind every row is enough: it is the one before the next row, too.
@@ -164,7 +164,7 @@ for name, kept in formats.items():
         found.append(np.sqrt(np.mean((sums - exact) ** 2) / np.mean(exact**2)))
     print(f"sums of {lengths[-1]} products, factors in {name}: off by {found[-1]:.1e}")
 lines(errors, out / "rounding.png", x="products in a sum", y="relative error",
-      title="Rounded factors, exact sums", log="xy")
+      title="Rounded factors, summed in float32", log="xy")
 assert 1e-4 < errors["TF32"][1][-1] < 5e-4 and 1e-3 < errors["bfloat16"][1][-1] < 5e-3
 total = np.float32(0)
 for _ in range(1000):

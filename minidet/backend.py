@@ -107,52 +107,6 @@ def to_numpy(x: Array) -> np.ndarray:
     return np.asarray(x)  # NumPy's own arrays as they are; a sum, which NumPy makes a scalar, as an array
 
 
-PRECISIONS = ("float32", "bfloat16")
-"""In what a network may compute.  bfloat16 is float32 without the last 16 bits: its range, and 8 bits of fraction."""
-
-
-def bfloat16(xp):
-    """The dtype bfloat16 of a namespace.
-
-    Raises:
-        RuntimeError: if the library has none, or the package that defines it is missing.
-    """
-    if name_of(xp) == "array_api_strict":
-        raise RuntimeError("bfloat16 is not in the Array API standard: array_api_strict computes in float32")
-    try:
-        return np.dtype(importlib.import_module("ml_dtypes").bfloat16)
-    except ImportError as error:
-        raise RuntimeError("bfloat16 needs a package: pip install ml_dtypes") from error
-
-
-def is_bfloat16(x: Array) -> bool:
-    """Whether the array holds bfloat16, which NumPy and CuPy know as an extension of kind "V"."""
-    return getattr(getattr(x, "dtype", None), "kind", "") == "V"
-
-
-def widened(x: Any) -> Any:
-    """bfloat16 as float32, which holds every one of its numbers; all else as it is."""
-    return namespace(x).astype(x, np.float32) if is_bfloat16(x) else x
-
-
-def sums_in(x: Array):
-    """The dtype for sums over `x`, and for what is computed from them: float32 of bfloat16, else its own."""
-    return np.dtype(np.float32) if is_bfloat16(x) else x.dtype
-
-
-def peak_bytes(xp, *, forget: bool = False) -> int:
-    """The most memory the library's pool has held, in bytes; 0 of a library without one.
-
-    A pool keeps what was freed for the next array, so it only grows; with `forget` it lets go first.
-    """
-    if name_of(xp) != "cupy":
-        return 0
-    pool = importlib.import_module("cupy").get_default_memory_pool()
-    if forget:
-        pool.free_all_blocks()
-    return pool.total_bytes()
-
-
 def name_of(xp) -> str:
     """The name in LIBRARIES of a namespace that `load` returned."""
     return "cupy" if "cupy" in xp.__name__ else xp.__name__.partition(".")[0]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from minidet.backend import PRECISIONS
 from minidet.cli.options import pictures_in, results_folder
 from minidet.detect import detect
+from minidet.kernels.precision import PRECISIONS
 from minidet.training import load_model
 
 EXAMPLES = """\

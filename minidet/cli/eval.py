@@ -6,8 +6,8 @@ import argparse
 import json
 from pathlib import Path
 
-from minidet.backend import PRECISIONS
 from minidet.cli.options import dataset_named, results_folder
+from minidet.kernels.precision import PRECISIONS
 from minidet.plots import precision_recall
 from minidet.training import load_model
 from minidet.training.communicator import find_communicator

@@ -9,6 +9,7 @@ from functools import update_wrapper
 
 from minidet import backend
 from minidet.kernels import trust
+from minidet.kernels.precision import is_bfloat16, rounded_once
 
 _only: ContextVar[str | None] = ContextVar("only", default=None)
 
@@ -67,8 +68,8 @@ class Kernel:
     def __call__(self, *args):
         """The result for these arguments, from the version that `choose` names."""
         version, run = self.choose(*args)
-        if not version.startswith("cupy:") and backend.is_bfloat16(args[0]):
-            return self._rounded(args)
+        if not version.startswith("cupy:") and is_bfloat16(args[0]):
+            return rounded_once(self, args)
         if version.startswith("numpy:"):
             name = self._names.get((version, args[0].dtype))
             if name is None:  # kept, for NumPy takes longer to print a dtype than some kernels to run
@@ -81,17 +82,3 @@ class Kernel:
                     self.fast = {other: entry for other, entry in self.fast.items() if other != version}
                 return result
         return run(*args)
-
-    def _rounded(self, args: tuple):
-        """Of bfloat16, where no version is made for it: computed in float32, and rounded once.
-
-        Sums over maps (the gradients of weights and biases) stay float32, which parameters are: they are told by
-        their number of axes, which is not the first argument's.
-        """
-        xp, axes, dtype = backend.namespace(args[0]), args[0].ndim, args[0].dtype
-        results = self(*map(backend.widened, args))
-
-        def rounded(y):
-            return xp.astype(y, dtype) if y.ndim == axes and y.dtype == xp.float32 else y
-
-        return tuple(map(rounded, results)) if isinstance(results, tuple) else rounded(results)

@@ -10,6 +10,7 @@ from minidet import backend
 from minidet.autograd import Tensor
 from minidet.detection import AnchorConfig, CoderConfig, LossConfig, MatcherConfig, PostprocessConfig, anchors_for
 from minidet.images import Preprocess
+from minidet.kernels.precision import PRECISIONS, bfloat16
 from minidet.models.fpn import FeaturePyramid, PyramidConfig
 from minidet.models.heads import HeadConfig, RetinaNetHead
 from minidet.models.resnet import Backbone, Map, ResNet, ResNetConfig
@@ -81,10 +82,10 @@ class RetinaNet(Module):
             ValueError: if there is no such precision.
             RuntimeError: if the array library lacks it.
         """
-        if precision not in backend.PRECISIONS:
-            raise ValueError(f"precision is {precision!r}: choose one of {', '.join(backend.PRECISIONS)}")
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision is {precision!r}: choose one of {', '.join(PRECISIONS)}")
         if precision == "bfloat16":
-            backend.bfloat16(self.xp)
+            bfloat16(self.xp)
         self.precision, self.recompute = precision, recompute
         for _, module in self.named_modules():
             if hasattr(module, "recompute"):
@@ -103,9 +104,8 @@ class RetinaNet(Module):
 
     def features(self, images: Tensor) -> list[Tensor]:
         """The pyramid's levels (N, H_l, W_l, C), P3 first."""
-        if self.precision == "bfloat16":
-            images = astype(images, backend.bfloat16(images.xp))
-        return self.pyramid(self.backbone(images))
+        dtype = bfloat16(images.xp) if self.precision == "bfloat16" else images.dtype
+        return self.pyramid(self.backbone(astype(images, dtype)))
 
     def maps(self, height: int, width: int) -> list[Map]:
         """The (H_l, W_l) of every level for input of this size, without running anything."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from minidet.autograd import Tensor, recording
-from minidet.backend import sums_in
+from minidet.kernels.precision import sums_in
 from minidet.nn.initialize import Initializer, kaiming_normal_fan_out
 from minidet.nn.module import Module
 from minidet.ops import astype, batch_norm, batch_norm_training, conv2d, conv2d_levels, group_norm, relu

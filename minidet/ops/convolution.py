@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from minidet.autograd import Tensor, record, recording
-from minidet.backend import Array, namespace, sums_in
+from minidet.backend import Array, namespace
 from minidet.kernels import column_sums, epilogue_gradient, scale_rows
 from minidet.kernels.convolution import (
     convolve,
@@ -11,6 +11,7 @@ from minidet.kernels.convolution import (
     convolve_weight_gradient,
     geometry_of,
 )
+from minidet.kernels.precision import sums_in
 
 Sizes = int | tuple[int, int]
 

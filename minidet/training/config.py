@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from minidet.autograd import Tensor
-from minidet.backend import PRECISIONS
 from minidet.data.augment import Augment
+from minidet.kernels.precision import PRECISIONS
 from minidet.models import RetinaNet
 from minidet.nn import BatchNorm2d, GroupNorm
 from minidet.optim import SGD, AdamW, Optimizer, ParameterGroup, Schedule, linear_rule

@@ -16,7 +16,8 @@ def load_model(
     """The model of a checkpoint, or of a run's folder: its best checkpoint, else the last one.
 
     Anchors, classes and preprocessing come from the file too: nothing about the model is asked twice.  Only a
-    `backbone` of one's own, which is code and in no file, has to be made again and passed in.  `precision` is what to compute in, whatever it was trained in.
+    `backbone` of one's own, which is code and in no file, has to be made again and passed in.
+    `precision` is what to compute in, whatever it was trained in.
 
     Raises:
         CheckpointError: if there is none, or it cannot be used; the message names the file.
