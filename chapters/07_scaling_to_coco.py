@@ -246,4 +246,4 @@ print(f"\nlook at schedules.png, padding.png, average.png and run/samples.png in
 #    exact, and several processes agree without a word.
 # 3. Work out the bill first.  `minidet doctor` does it for your own data, and `minidet train --recipe NAME` trains.
 #
-# **Next**: your own data, from the weights that others paid for (chapter 5).
+# **Next**: chapter 8 takes the same program to a GPU.

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from minidet.cli.options import pictures_in, results_folder
 from minidet.detect import detect
+from minidet.kernels.precision import PRECISIONS
 from minidet.training import load_model
 
 EXAMPLES = """\
@@ -30,6 +31,7 @@ def add(commands) -> None:
     command.add_argument("model", metavar="RUN", help="a run's folder, or a checkpoint")
     command.add_argument("pictures", nargs="+", type=Path, metavar="IMAGE|FOLDER")
     command.add_argument("--out", required=True, metavar="DIR", type=Path, help="where the results go")
+    command.add_argument("--precision", choices=PRECISIONS, default="float32", help="to compute in (float32)")
     command.add_argument("--threshold", type=float, default=0.3, metavar="SCORE", help="draw what scores more (0.3)")
     command.set_defaults(run=_detect, parser=command)
 
@@ -38,7 +40,7 @@ def _detect(options: argparse.Namespace) -> None:
     if not 0 <= options.threshold <= 1:
         raise ValueError(f"--threshold is a score from 0 to 1, got {options.threshold:g}")
     results_folder(options.out)
-    model, pictures = load_model(options.model), pictures_in(options.pictures)
+    model, pictures = load_model(options.model, precision=options.precision), pictures_in(options.pictures)
     names: dict[str, Path] = {}
     for path in pictures:
         drawn = options.out / f"{path.stem}.png"

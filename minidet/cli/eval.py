@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from minidet.cli.options import dataset_named, results_folder
+from minidet.kernels.precision import PRECISIONS
 from minidet.plots import precision_recall
 from minidet.training import load_model
 from minidet.training.communicator import find_communicator
@@ -30,6 +31,7 @@ def add(commands) -> None:
     )
     command.add_argument("model", metavar="RUN", help="a run's folder, or a checkpoint")
     command.add_argument("--data", required=True, metavar="shapes|DIR", help="the built-in images, or a COCO folder")
+    command.add_argument("--precision", choices=PRECISIONS, default="float32", help="to compute in (float32)")
     command.add_argument("--split", default="val", help="which annotations/instances_SPLIT.json (val)")
     command.add_argument("--out", metavar="DIR", type=Path, help="for metrics.json and precision_recall.png (RUN)")
     command.add_argument("--check", action="store_true", help="let pycocotools judge the same detections, and compare")
@@ -40,7 +42,8 @@ def _eval(options: argparse.Namespace) -> None:
     run = Path(options.model)
     out = results_folder(options.out or (run if run.is_dir() else run.parent))
     data = dataset_named(options.data, options.split)
-    evaluation = evaluate_together(find_communicator(), load_model(run), data, progress=True, check=options.check)
+    model = load_model(run, precision=options.precision)
+    evaluation = evaluate_together(find_communicator(), model, data, progress=True, check=options.check)
     if evaluation is None:  # the first process has it
         return
     print(evaluation.table())

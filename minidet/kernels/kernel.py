@@ -9,6 +9,7 @@ from functools import update_wrapper
 
 from minidet import backend
 from minidet.kernels import trust
+from minidet.kernels.precision import is_bfloat16, rounded_once
 
 _only: ContextVar[str | None] = ContextVar("only", default=None)
 
@@ -67,6 +68,9 @@ class Kernel:
     def __call__(self, *args):
         """The result for these arguments, from the version that `choose` names."""
         version, run = self.choose(*args)
+        # Made for bfloat16 are only GPU versions with a name of their own, whose rules say so.
+        if is_bfloat16(args[0]) and (version == "cupy:fast" or not version.startswith("cupy:")):
+            return rounded_once(self, args)
         if version.startswith("numpy:"):
             name = self._names.get((version, args[0].dtype))
             if name is None:  # kept, for NumPy takes longer to print a dtype than some kernels to run

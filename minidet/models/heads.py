@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minidet.autograd import Tensor
+from minidet.autograd import Tensor, checkpoint
 from minidet.nn import Conv2d, ConvNorm, Module, Norm, kaiming_normal_fan_out, normal
 from minidet.ops import reshape
 
@@ -46,7 +46,7 @@ class Subnet(Module):
     def __init__(
         self, channels: int, anchors: int, outputs: int, config: HeadConfig, *, rng, final_bias: float = 0.0
     ):
-        self.outputs = outputs
+        self.outputs, self.recompute = outputs, False
         tower = kaiming_normal_fan_out if config.he_towers else normal(WEIGHT_STD)
         self.tower = [
             ConvNorm(channels, channels, 3, config.norm, initialize=tower, rng=rng) for _ in range(config.depth)
@@ -56,8 +56,13 @@ class Subnet(Module):
 
     def __call__(self, x: Tensor, maps: tuple[tuple[int, int], ...]) -> Tensor:
         """(N, S, C) and the (H, W) of every level -> (N, R, outputs)."""
-        for layer in self.tower:
-            x = layer(x, maps)
+
+        def tower(x: Tensor) -> Tensor:
+            for layer in self.tower:
+                x = layer(x, maps)
+            return x
+
+        x = checkpoint(tower, x) if self.recompute else tower(x)
         x = self.final(x, maps)                                 # (N, S, A * outputs)
         return reshape(x, (x.shape[0], -1, self.outputs))       # (N, S * A, outputs)
 

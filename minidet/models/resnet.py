@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from minidet.autograd import Tensor
+from minidet.autograd import Tensor, checkpoint
 from minidet.nn import ConvNorm, Module, Norm
 from minidet.ops import add_relu, max_pool2d
 
@@ -168,11 +168,12 @@ class ResNet(Module):
 
 class _Stage(Module):
     def __init__(self, blocks: list[Module]):
-        self.blocks = blocks
+        self.blocks, self.recompute = blocks, False
 
     def __call__(self, x: Tensor) -> Tensor:
         for block in self.blocks:
-            x = block(x)
+            learns = x.requires_grad or any(p.requires_grad for p in block.parameters())
+            x = checkpoint(block, x) if self.recompute and learns else block(x)
         return x
 
 

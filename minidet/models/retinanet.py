@@ -11,11 +11,12 @@ from minidet.autograd import Tensor
 from minidet.backend import Array
 from minidet.detection import AnchorConfig, CoderConfig, LossConfig, MatcherConfig, PostprocessConfig, anchors_for
 from minidet.images import Preprocess
+from minidet.kernels.precision import PRECISIONS, bfloat16
 from minidet.models.fpn import FeaturePyramid, PyramidConfig
 from minidet.models.heads import HeadConfig, RetinaNetHead
 from minidet.models.resnet import Backbone, Map, ResNet, ResNetConfig
 from minidet.nn import Module
-from minidet.ops import concat, reshape
+from minidet.ops import astype, concat, reshape
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,10 @@ class RetinaNet(Module):
     live on `xp`, else on `backend.default()`.  Another backbone than config.backbone can be passed in: any
     Module that follows `minidet.models.Backbone`.
 
+    With `precision` "bfloat16" it computes in that: parameters and their gradients stay float32, and so do the
+    outputs, sums and statistics.  With `recompute` residual blocks and the towers of the head keep nothing for the
+    backward pass but their input, and are run again in it.
+
     Shapes:
         images: (N, H, W, 3)
         returns: logits (N, R, K) and deltas (N, R, 4), R as in `anchors(H, W)`
@@ -69,6 +74,23 @@ class RetinaNet(Module):
             config.pyramid.channels, config.anchors.per_cell, len(config.classes), config.head, rng=rng
         )
         self.to(xp)
+        self.compute()
+
+    def compute(self, *, precision: str = "float32", recompute: bool = False) -> None:
+        """How to compute from now on; weights do not change.
+
+        Raises:
+            ValueError: if there is no such precision.
+            RuntimeError: if the array library lacks it.
+        """
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision is {precision!r}: choose one of {', '.join(PRECISIONS)}")
+        if precision == "bfloat16":
+            bfloat16(self.xp)
+        self.precision, self.recompute = precision, recompute
+        for _, module in self.named_modules():
+            if hasattr(module, "recompute"):
+                module.recompute = recompute
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(N, H, W, 3) -> logits (N, R, K), deltas (N, R, 4)."""
@@ -78,11 +100,13 @@ class RetinaNet(Module):
         maps = tuple(level.shape[1:3] for level in levels)
         N, _, _, C = levels[0].shape
         x = concat([reshape(level, (N, -1, C)) for level in levels], axis=1)    # (N, S, C)
-        return self.head(x, maps)
+        logits, deltas = self.head(x, maps)
+        return astype(logits, images.dtype), astype(deltas, images.dtype)
 
     def features(self, images: Tensor) -> list[Tensor]:
         """The pyramid's levels (N, H_l, W_l, C), P3 first."""
-        return self.pyramid(self.backbone(images))
+        dtype = bfloat16(images.xp) if self.precision == "bfloat16" else images.dtype
+        return self.pyramid(self.backbone(astype(images, dtype)))
 
     def maps(self, height: int, width: int) -> list[Map]:
         """The (H_l, W_l) of every level for input of this size, without running anything."""

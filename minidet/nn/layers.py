@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from minidet.autograd import Tensor, recording
+from minidet.kernels.precision import sums_in
 from minidet.nn.initialize import Initializer, kaiming_normal_fan_out
 from minidet.nn.module import Module
-from minidet.ops import batch_norm, batch_norm_training, conv2d, conv2d_levels, group_norm, relu
+from minidet.ops import astype, batch_norm, batch_norm_training, conv2d, conv2d_levels, group_norm, relu
 
 Maps = tuple[tuple[int, int], ...]
 
@@ -93,9 +94,12 @@ class BatchNorm2d(Module):
 
         On a pyramid (N, S, C) all levels share the statistics.
         """
+        wide = astype(x, sums_in(x.data))
         if self.frozen or not self.training:
-            return batch_norm(x, self.weight, self.bias, self.running_mean, self.running_var, eps=self.eps)
-        y, mean, variance = batch_norm_training(x, self.weight, self.bias, eps=self.eps)
+            y = batch_norm(wide, self.weight, self.bias, self.running_mean, self.running_var, eps=self.eps)
+            return astype(y, x.dtype)
+        y, mean, variance = batch_norm_training(wide, self.weight, self.bias, eps=self.eps)
+        y = astype(y, x.dtype)
         if not recording():
             return y
         for name, new in (("running_mean", mean), ("running_var", variance)):
@@ -128,8 +132,9 @@ class FrozenBatchNorm2d(Module):
 
     def __call__(self, x: Tensor, maps: Maps | None = None) -> Tensor:
         """(N, ..., C) -> the same."""
-        scale, offset = self.affine(x.dtype)
-        return x * scale + offset
+        wide = sums_in(x.data)
+        scale, offset = self.affine(wide)
+        return astype(astype(x, wide) * scale + offset, x.dtype)
 
 
 class GroupNorm(Module):
@@ -147,7 +152,9 @@ class GroupNorm(Module):
 
     def __call__(self, x: Tensor, maps: Maps | None = None, *, relu: bool = False) -> Tensor:
         """(N, H, W, C), or (N, S, C) with its `maps` -> the same, rectified if `relu`."""
-        return group_norm(x, self.weight, self.bias, groups=self.groups, eps=self.eps, maps=maps, relu=relu)
+        wide = astype(x, sums_in(x.data))
+        y = group_norm(wide, self.weight, self.bias, groups=self.groups, eps=self.eps, maps=maps, relu=relu)
+        return astype(y, x.dtype)
 
 
 @dataclass(frozen=True)
@@ -200,7 +207,7 @@ class ConvNorm(Module):
         if self.norm is None:
             return self.conv.fused(x, maps, self.conv.bias, None, self.relu)
         if isinstance(self.norm, FrozenBatchNorm2d):
-            scale, offset = self.norm.affine(x.dtype)
+            scale, offset = self.norm.affine(sums_in(x.data))
             return self.conv.fused(x, maps, Tensor(offset), scale, self.relu)
         y = self.conv(x, maps)
         if isinstance(self.norm, GroupNorm):

@@ -11,6 +11,7 @@ from minidet.kernels.convolution import (
     convolve_weight_gradient,
     geometry_of,
 )
+from minidet.kernels.precision import sums_in
 
 Sizes = int | tuple[int, int]
 
@@ -103,13 +104,13 @@ def _convolve(op, x, flat, weight, bias, geometry, scale, relu, shape) -> Tensor
             f"{op}: x has {C} channels, but weight {weight.shape} with groups={geometry.groups} expects "
             f"{weight.shape[3] * geometry.groups} (and filters that divide into the groups)"
         )
-    # Parameters stay float32; they compute in the dtype of the activations.
-    filters = weight.data if weight.dtype == x.dtype else xp.astype(weight.data, x.dtype)
-    offset = None if bias is None else bias.data if bias.dtype == x.dtype else xp.astype(bias.data, x.dtype)
+    # Parameters stay float32; they compute in the dtype of the activations, and what is added to sums in theirs.
+    wide = sums_in(x.data)
+    offset = None if bias is None else bias.data if bias.dtype == wide else xp.astype(bias.data, wide)
     # Weights in training change before they are used again: what is derived from them is not kept, for all layers
     # at once, but made when it is needed.
-    lasting = filters is weight.data and not (recording() and weight.requires_grad)
-    memo = weight.memo if lasting else {}
+    lasting = not (recording() and weight.requires_grad)
+    filters, memo = _filters(weight, x.dtype, lasting)
     y = convolve(flat, filters, offset, scale, relu, geometry, memo if lasting else {})
     needs_x, needs_weight = x.requires_grad, weight.requires_grad
     needs_bias = bias is not None and bias.requires_grad
@@ -135,6 +136,18 @@ def _convolve(op, x, flat, weight, bias, geometry, scale, relu, shape) -> Tensor
 
     inputs = (x, weight) if bias is None else (x, weight, bias)
     return record(op, xp.reshape(y, shape), inputs, backward, geometry=geometry, fresh=True)
+
+
+def _filters(weight: Tensor, dtype, lasting: bool) -> tuple[Array, dict]:
+    """The weights in another type, with a memo of their own; both kept with the weights if those are lasting."""
+    if weight.dtype == dtype:
+        return weight.data, weight.memo if lasting else {}
+    known = weight.memo.get(dtype)
+    if known is None:
+        known = weight.xp.astype(weight.data, dtype), {}
+        if lasting:
+            weight.memo[dtype] = known
+    return known
 
 
 def _scaled(filters: Array, scale: Array, memo: dict) -> tuple[Array, dict]:

@@ -10,11 +10,14 @@ from minidet.training.checkpoint import CheckpointError, find_checkpoint, read_c
 from minidet.training.settings import from_json
 
 
-def load_model(path: str | Path, *, backbone: Backbone | None = None, xp=None) -> RetinaNet:
+def load_model(
+    path: str | Path, *, backbone: Backbone | None = None, xp=None, precision: str = "float32"
+) -> RetinaNet:
     """The model of a checkpoint, or of a run's folder: its best checkpoint, else the last one.
 
     Anchors, classes and preprocessing come from the file too: nothing about the model is asked twice.  Only a
     `backbone` of one's own, which is code and in no file, has to be made again and passed in.
+    `precision` is what to compute in, whatever it was trained in.
 
     Raises:
         CheckpointError: if there is none, or it cannot be used; the message names the file.
@@ -27,4 +30,5 @@ def load_model(path: str | Path, *, backbone: Backbone | None = None, xp=None) -
         model.load_state_dict(checkpoint.weights)
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
+    model.compute(precision=precision)
     return model

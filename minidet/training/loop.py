@@ -131,6 +131,7 @@ def train(
         rank=communicator.rank, size=communicator.size,
     )  # fmt: skip
     model.train()
+    model.compute(precision=config.precision, recompute=config.recompute)
     folder, quiet = out if leads else None, quiet or not leads
     with (
         Interrupt(quiet=not leads) as interrupt,
