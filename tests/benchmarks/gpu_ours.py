@@ -75,8 +75,7 @@ def _window(xp, run: Callable, calls: int) -> float:
 
 def set_tf32(precision: str) -> None:
     """Only "tf32" may round float32 factors."""
-    if hasattr(backend, "use_tf32"):
-        backend.use_tf32(precision == "tf32")
+    backend.use_tf32(precision == "tf32")
 
 
 def dtype_of(xp, precision: str):

@@ -107,8 +107,7 @@ def judged(name: str, model, train, val, config, options: argparse.Namespace) ->
 
 def coco(options: argparse.Namespace, root: Path) -> bool:
     """A ResNet-50 from random weights on photos of 800 px; the first steps on the CPU too."""
-    if hasattr(backend, "use_tf32"):
-        backend.use_tf32(False)
+    backend.use_tf32(False)
     data = md.coco(root / "coco_free80", "train")
     steps, first = (3, 2) if options.dry_run else (options.steps, 20)
     config = md.TrainConfig(images=2 * steps, batch_size=2, rule=SGD(momentum=0.9), lr=0.01, validations=0,
