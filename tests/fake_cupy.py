@@ -34,7 +34,7 @@ PASSED_ON = (
     "int8 integer intp isdtype issubdtype nan newaxis number pi signedinteger uint16 uint32 uint64 uint8 "
     "unsignedinteger"
 ).split()
-OWN = "ndarray array asarray RawModule cuda linalg fft".split()
+OWN = "ndarray array asarray RawModule cuda linalg fft _core".split()
 NAMES = (*FUNCTIONS, *CREATORS, *PASSED_ON, *OWN)
 """All there is.  A test holds that real CuPy has each."""
 
@@ -62,14 +62,14 @@ def _note(book: list[str], what: str) -> None:
     book.append(f"{what} at {place}")
 
 
-def _bare(value):
+def bare(value):
     """The NumPy array within; one that is not within is refused."""
     if isinstance(value, ndarray):
         return value._array
     if isinstance(value, np.ndarray):
         raise TypeError(f"Unsupported type {type(value)}: an array on the host, of shape {value.shape}")
     if isinstance(value, list | tuple):
-        return type(value)(map(_bare, value))
+        return type(value)(map(bare, value))
     return value
 
 
@@ -85,7 +85,7 @@ def _wrapped(function, *, name: str = ""):
     def call(*args, **kwargs):
         if name in UNKNOWN_SIZES:
             _note(counts.waits, name)
-        result = _dressed(function(*_bare(args), **{key: _bare(value) for key, value in kwargs.items()}))
+        result = _dressed(function(*bare(args), **{key: bare(value) for key, value in kwargs.items()}))
         if name == "empty" and result._array.dtype.kind == "f":
             result._array.fill(np.nan)  # undefined, and seen to be
         return result
@@ -151,7 +151,7 @@ class ndarray:  # noqa: N801  as CuPy calls it
         return ndarray(np.asarray(self._array[_key(key)]))
 
     def __setitem__(self, key, value):
-        self._array[_key(key)] = _bare(value)
+        self._array[_key(key)] = bare(value)
 
     def sum(self):
         return ndarray(np.asarray(self._array.sum()))
@@ -173,7 +173,7 @@ def _key(key):
     for part in key if isinstance(key, tuple) else (key,):
         if isinstance(part, ndarray) and part.dtype == bool:
             _note(counts.waits, "a mask as an index")
-    return _bare(key)
+    return bare(key)
 
 
 def _operators() -> None:
@@ -183,13 +183,13 @@ def _operators() -> None:
                 raise TypeError(f"Unsupported type {type(other)}: an operand on the host")
             if not isinstance(other, ndarray | int | float | np.generic):
                 return NotImplemented
-            return _dressed(function(self._array, _bare(other)))
+            return _dressed(function(self._array, bare(other)))
 
         return method
 
     def in_place(function):
         def method(self, other):
-            function(self._array, _bare(other), out=self._array, casting="same_kind")
+            function(self._array, bare(other), out=self._array, casting="same_kind")
             return self
 
         return method
@@ -274,7 +274,8 @@ def modules() -> dict[str, ModuleType]:
     linalg = _module("cupy.linalg", **{n: _wrapped(getattr(np.linalg, n)) for n in ("norm", "solve", "inv", "lstsq")})
     fft = _module("cupy.fft", **{n: _wrapped(getattr(np.fft, n)) for n in ("fft", "ifft")})
     own = {"ndarray": ndarray, "array": array, "asarray": asarray, "RawModule": RawModule}
-    own |= {"cuda": cuda, "linalg": linalg, "fft": fft}
+    core = _module("cupy._core", set_compute_type=lambda dtype, kind: None)
+    own |= {"_core": core, "cuda": cuda, "linalg": linalg, "fft": fft}
     own |= {name: _wrapped(getattr(np, name), name=name) for name in (*FUNCTIONS, *CREATORS)}
     own |= {name: getattr(np, name) for name in PASSED_ON}
     cupy = _module("cupy", __version__="14.2.0", __path__=[], __all__=list(own), **own)

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from stand_ins import ends_of_shift, multiply, wide
 
 from minidet import backend
 from minidet.kernels import convolve, convolve_input_gradient, convolve_weight_gradient, only
@@ -62,50 +63,6 @@ def bfloat16(x):
     """The nearest bfloat16, as the 16 bits that hold it."""
     bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
     return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
-
-
-def wide(x):
-    """Numbers of any kind as float64; 16 bits are a bfloat16."""
-    if x is None:
-        return None
-    return (x.astype(np.uint32) << 16).view(np.float32).astype(float) if x.dtype == np.uint16 else x.astype(float)
-
-
-def matrices(stack, rows, columns, count):
-    """All elements of the stack as (count, rows, columns); they lie inside of its array."""
-    array, size = stack.array.reshape(-1), stack.array.itemsize
-    last = stack.start + (count - 1) * stack.step + (rows - 1) * stack.pitch + columns
-    assert 0 <= stack.start and last <= array.size
-    assert stack.pitch >= columns, "cuBLAS refuses rows that overlap"
-    strides = (stack.step * size, stack.pitch * size, size)
-    return np.lib.stride_tricks.as_strided(array[stack.start :], (count, rows, columns), strides)
-
-
-def multiply(c, a, b, shape, count, *, a_transposed=False, b_transposed=False, add=False):
-    """`cuda.multiply` on NumPy."""
-    m, n, k = shape
-    left = matrices(a, k, m, count).swapaxes(1, 2) if a_transposed else matrices(a, m, k, count)
-    right = matrices(b, n, k, count).swapaxes(1, 2) if b_transposed else matrices(b, k, n, count)
-    target = matrices(c, m, n, count)
-    assert target.dtype != np.uint16
-    target[...] = wide(left) @ wide(right) + (target if add else 0)
-
-
-def ends_of_shift(file, name, blocks, threads, shared_bytes, args):
-    """The two kernels of shift.cu, for numbers of any kind."""
-    images, H, W, C, _, start, before, rows = map(int, args[2 if name.startswith("spread") else 4])
-    shape = (images, H + 1, W + 1, C)
-    if name.startswith("spread"):
-        x, rim, _ = args
-        assert rim.shape == (rows, C)
-        rim[...] = 0
-        inner = rim[before : before + math.prod(shape[:3])].reshape(shape)
-        inner[:, :H, :W] = x[:, start : start + H * W].reshape(images, H, W, C)
-        return
-    sums, scale, bias, y, _, relu = args
-    level = sums[: math.prod(shape[:3])].reshape(shape)[:, :H, :W].reshape(images, H * W, C)
-    level = level * (1 if scale is None else scale) + (0 if bias is None else bias)
-    y[:, start : start + H * W] = np.maximum(level, 0) if relu else level
 
 
 @pytest.fixture
