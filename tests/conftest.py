@@ -76,14 +76,17 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(np.random, "default_rng", lambda seed: _Zeros())
 
 
+BARE = ("test_convolution_engines.py", "test_parity.py", "test_gpu_benchmarks.py")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Coverage makes a test up to twice as slow: it rests where others run the same lines.
 
-    That is what array-api-strict runs, for NumPy runs it too; the reference vectors, for they run whole networks;
-    and the convolution engines, whose source is compiled and not counted.
+    That is what array-api-strict and the fake GPU run, for NumPy runs it too; the reference vectors, for they run
+    whole networks; and the convolution engines, whose source is compiled and not counted.
     """
     for item in items:
         path = item.path.as_posix()
         strict = "array_api_strict" in item.name or item.name.startswith("test_textbook_is_standard")
-        if strict or "/reference/" in path or path.endswith("test_convolution_engines.py"):
+        if strict or "/reference/" in path or path.endswith(BARE):
             item.add_marker(pytest.mark.no_cover)

@@ -235,7 +235,13 @@ def narrowed(made, kind):
     return [narrow(a) if a.ndim > 1 else a.astype(np.float32) for a in made]
 
 
-@pytest.mark.parametrize("worst", [(False, False), (True, True)], ids=["copies at once", "copies late, backwards"])
+@pytest.mark.parametrize(
+    "worst",
+    [
+        pytest.param((False, False), id="copies at once", marks=pytest.mark.slow),
+        pytest.param((True, True), id="copies late, backwards"),
+    ],
+)
 @pytest.mark.parametrize("kind", ["tf32", "bfloat16"])
 @pytest.mark.parametrize("case", GEOMETRIES)
 def test_implicit_on_the_emulator(case, kind, worst, here):
@@ -300,6 +306,7 @@ MISTAKES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_the_emulator_sees_mistakes(mistake, here, monkeypatch, tmp_path):
     """Were it blind, the tests above would prove nothing."""
@@ -354,7 +361,7 @@ def test_which_version_runs(kind, tf32, here, monkeypatch):
 # --- compilers ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("architecture", [pytest.param("sm_80", marks=pytest.mark.slow), "sm_90"])
 @pytest.mark.parametrize("file", [implicit.FILE, shift.FILE])
 def test_nvcc_compiles_and_keeps_everything_in_registers(file, architecture, tmp_path):
     compiler = shutil.which("nvcc")
@@ -382,7 +389,7 @@ def nvrtc():
     pytest.skip("needs NVRTC to compile the CUDA kernels as CuPy does: pip install nvidia-cuda-nvrtc")
 
 
-@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("architecture", [pytest.param("sm_80", marks=pytest.mark.slow), "sm_90"])
 @pytest.mark.parametrize("file", [implicit.FILE, shift.FILE])
 def test_nvrtc_compiles_as_cupy_asks_it_to(file, architecture):
     compiler, program = nvrtc(), ctypes.c_void_p()
