@@ -100,26 +100,26 @@ def _lay_out_filters(first, last, gy, F, targets, written, left, pixels):
 @njit
 def _lay_out_columns(first, last, begin, end, x, pitch, depth, table, sources, read, right, pixels, zeros):
     """Vectors begin to end of every pixel, LANES channels of one tap each, in panels of (pixels, PAIR vectors)."""
-    each = (depth + LANES - 1) // LANES
-    for i in range(last - first):
-        repeat, tile = divmod(first + i, len(table))
-        for m in range(ROWS):
-            vector = begin
-            while vector < end:
-                tap = vector // each
-                pixel = sources[table[tile, 0] + tap * ROWS + m]
-                source = (repeat * read + pixel) * pitch
-                after = min(end, (tap + 1) * each)
-                for v in range(vector, after):
-                    panel = (v - begin) // PAIR * PAIR
-                    width = min(PAIR, end - begin - panel)
-                    target = (panel * pixels + (i * ROWS + m) * width + v - begin - panel) * LANES
-                    channel = (v - tap * each) * LANES
+    each, total = (depth + LANES - 1) // LANES, end - begin
+    for tap in range(begin // each, (end + each - 1) // each):
+        start, stop = max(begin, tap * each), min(end, (tap + 1) * each)
+        first_vector, whole = start - begin, tap * each + depth // LANES - begin
+        channel = (start - tap * each) * LANES
+        for i in range(last - first):
+            repeat, tile = divmod(first + i, len(table))
+            source, shift, row = table[tile, 0] + tap * ROWS, repeat * read, i * ROWS
+            for m in range(ROWS):
+                pixel = sources[source + m]
+                place = (shift + pixel) * pitch + channel
+                for v in range(first_vector, stop - begin):
+                    panel, odd = v & -PAIR, v & (PAIR - 1)
+                    width = PAIR if panel + PAIR <= total else total - panel
+                    target = (panel * pixels + (row + m) * width + odd) * LANES
                     if pixel < 0:
                         copy_run(right, target, zeros, 0, LANES)
-                    elif channel + LANES <= depth:
-                        copy_run(right, target, x, source + channel, LANES)
+                    elif v < whole:
+                        copy_run(right, target, x, place, LANES)
                     else:
                         for j in range(LANES):
-                            right[target + j] = x[source + channel + j] if channel + j < depth else 0
-                vector = after
+                            right[target + j] = x[place + j] if j < depth % LANES else 0
+                    place += LANES
