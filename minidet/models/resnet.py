@@ -172,9 +172,13 @@ class _Stage(Module):
 
     def __call__(self, x: Tensor) -> Tensor:
         for block in self.blocks:
-            learns = x.requires_grad or any(p.requires_grad for p in block.parameters())
-            x = checkpoint(block, x) if self.recompute and learns else block(x)
+            x = checkpoint(block, x) if self.recompute and _learns(x, block) else block(x)
         return x
+
+
+def _learns(x: Tensor, block: Module) -> bool:
+    """Whether a backward pass goes through the block at all."""
+    return x.requires_grad or any(p.requires_grad for p in block.parameters())
 
 
 def halved(height: int, width: int) -> Map:
