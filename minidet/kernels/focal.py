@@ -170,13 +170,15 @@ def _focal_parts(z):
     """CE, p_t and q of `focal_terms`."""
     size = abs(z)
     tail = _exp_of_negative(-size)
-    # One division, the slowest instruction here, gives both 1 / (1 + tail) and tail / (2 + tail).
-    inverse = _f32(1) / ((_f32(1) + tail) * (_f32(2) + tail))
-    larger = (_f32(2) + tail) * inverse
+    larger = _f32(1) / (_f32(1) + tail)
     smaller = tail * larger
     # max(-z, 0) = (|z| - z) / 2, exactly; unlike max, it passes NaN on.
-    cross_entropy = _f32(0.5) * (size - z) + _log1p_of_unit(tail * (_f32(1) + tail) * inverse)
+    cross_entropy = _f32(0.5) * (size - z) + _log1p(tail)
     return cross_entropy, larger if z > _f32(0) else smaller, smaller if z > _f32(0) else larger
+
+
+# Both polynomials are added up in pairs, pairs of pairs and so on (Estrin's scheme).  That takes no fewer
+# operations than Horner's, where each waits for the one before, but several run at the same time.
 
 
 @njit(forceinline=True, error_model="numpy", fastmath={"contract", "nsz"})
@@ -189,28 +191,26 @@ def _exp_of_negative(x):
     x = x if not x < _f32(-87) else _f32(-87)
     k = _i32(x * _f32(1.44269504) - _f32(0.5))
     r = x - _f32(k) * _f32(0.693359375) + _f32(k) * _f32(2.12194440e-4)  # ln 2 in two parts: r keeps its bits
-    y = _f32(1.9875691500e-4)
-    y = y * r + _f32(1.3981999507e-3)
-    y = y * r + _f32(8.3334519073e-3)
-    y = y * r + _f32(4.1665795894e-2)
-    y = y * r + _f32(1.6666665459e-1)
-    y = y * r + _f32(5.0000001201e-1)
-    y = y * r * r + r + _f32(1)
+    square = r * r
+    low = _f32(5.0000001201e-1) + _f32(1.6666665459e-1) * r
+    middle = _f32(4.1665795894e-2) + _f32(8.3334519073e-3) * r
+    high = _f32(1.3981999507e-3) + _f32(1.9875691500e-4) * r
+    y = ((high * square + middle) * square + low) * square + (r + _f32(1))
     return y * _i32((k + _i32(127)) << _i32(23)).view(np.float32)
 
 
 @njit(forceinline=True, error_model="numpy", fastmath={"contract", "nsz"})
-def _log1p_of_unit(s):
-    """log(1 + x) for 0 <= x <= 1 from s = x / (2 + x); relative error below 2e-7.
+def _log1p(x):
+    """log(1 + x) for 0 <= x <= 1; relative error below 2.5e-7.
 
-    2 artanh(s) with s <= 1/3, whose series s + s^3/3 + s^5/5 + ... converges fast.
+    x times a polynomial that is 1 at 0 and elsewhere off by the same relative error up and down, 3.3e-8.
     """
-    z = s * s
-    y = _f32(1 / 13)
-    y = y * z + _f32(1 / 11)
-    y = y * z + _f32(1 / 9)
-    y = y * z + _f32(1 / 7)
-    y = y * z + _f32(1 / 5)
-    y = y * z + _f32(1 / 3)
-    y = y * z + _f32(1)
-    return _f32(2) * s * y
+    square = x * x
+    first = _f32(1) + _f32(-0.49999648332595825) * x
+    second = _f32(0.3332132399082184) + _f32(-0.24857163429260254) * x
+    third = _f32(0.191536545753479) + _f32(-0.13753803074359894) * x
+    fourth = _f32(0.07920453697443008) + _f32(-0.03006579354405403) * x
+    fifth = _f32(0.005364824552088976)
+    fourth_power = square * square
+    upper = third + fourth * square + fifth * fourth_power
+    return x * (first + second * square + upper * fourth_power)

@@ -117,8 +117,9 @@ def _rectify_gradient_numba(gy, y):
 
 @scale_rows.faster_on("numpy", when=lambda x, scale: x.size > BLOCK and x.dtype == scale.dtype)
 def _scale_rows_numba(x, scale):
-    y = np.empty(x.shape, x.dtype)
-    _scale_row(len(x), np.ascontiguousarray(x).reshape(len(x), -1), scale, y.reshape(len(x), -1))
+    y, rows = np.empty(x.shape, x.dtype), np.ascontiguousarray(x).reshape(len(x), -1)
+    step = max(1, BLOCK // rows.shape[1])
+    _scale_rows(-(-len(x) // step), rows, scale, y.reshape(rows.shape), step)
     return y
 
 
@@ -167,10 +168,11 @@ def _rectify_sum(block, a, b, y, zero):
 
 
 @parallel
-def _scale_row(f, x, scale, y):
-    row, out, factor = x[f], y[f], scale[f]
-    for i in range(len(row)):
-        out[i] = row[i] * factor
+def _scale_rows(block, x, scale, y, step):
+    for f in range(block * step, min((block + 1) * step, len(x))):
+        row, out, factor = x[f], y[f], scale[f]
+        for i in range(len(row)):
+            out[i] = row[i] * factor
 
 
 @parallel

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from minidet.autograd import Tensor, record
 from minidet.backend import Array
-from minidet.kernels import focal_loss, focal_terms
+from minidet.kernels import focal_loss, focal_terms, scale_rows
 
 
 def bce_with_logits(logits: Tensor, targets: Array) -> Tensor:
@@ -49,8 +49,14 @@ def sigmoid_focal_loss_sum(logits: Tensor, labels: Array, *, alpha: float | None
     Backward: as in `sigmoid_focal_loss`; 0 at ignored anchors.
     Source: RetinaNet, arXiv:1708.02002, eq. (5) and (10), section 3.2 on fusing.
     """
+    xp, (N, R, K) = logits.xp, logits.shape
     y, slope = focal_loss(logits.data, labels, alpha, gamma)
-    return record("sigmoid_focal_loss_sum", y, (logits,), lambda gy: (gy[:, None, None] * slope,))
+
+    def backward(gy):
+        of_anchor = xp.reshape(xp.broadcast_to(gy[:, None], (N, R)), (N * R,))
+        return (xp.reshape(scale_rows(xp.reshape(slope, (N * R, K)), of_anchor), (N, R, K)),)
+
+    return record("sigmoid_focal_loss_sum", y, (logits,), backward)
 
 
 def focal_star(
