@@ -32,40 +32,39 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there")
     parser.add_argument("--quick", action="store_true", help="few windows of small images: to see that it works")
     options = parser.parse_args()
-    sizes, rounds = (SIZES[:1], 1) if options.quick else (SIZES, 5)
+    sizes, rounds = (SIZES[:1], 1) if options.quick else (SIZES, 3)
     print(heading("A training step of the r50"))
-    rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for size in sizes:
-            for N in BATCHES:
-                rows.append(measure(size, N, rounds, Path(folder)))
-                print(
-                    "{name}: {ms_per_image:.0f} ms an image, {peak_mib:.0f} MiB; {said}".format(**rows[-1]),
-                    flush=True,
-                )
+        rows = measure([(size, N) for size in sizes for N in BATCHES], rounds, Path(folder))
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1) + "\n")
     if options.picture:
         draw(rows, options.picture)
 
 
-def measure(size: int, N: int, rounds: int, folder: Path) -> dict:
-    """One size and batch."""
-    network = Network(f"{N} x {size} px", "r50", size, N, 8, step=True)
-    worker = our_worker(network, str(folder / "weights.npz"), str(folder / "results.npz"))
-    worker.warm_up()
-    worker.ask("forget_peak")
-    take_turns([worker], rounds, network.name)
-    peak = worker.ask("peak")["mib"]
-    worker.close()
-    return {
-        "name": network.name,
-        "size": size,
-        "images": N,
-        "ms_per_image": milliseconds(worker) / N,
-        "peak_mib": peak,
-        "said": disturbance([worker]),
-    }
+def measure(cases: list[tuple[int, int]], rounds: int, folder: Path) -> list[dict]:
+    """Every size and batch, in turns: a machine that is slow for a while is slow for all."""
+    workers = []
+    for size, N in cases:
+        network = Network(f"{N} x {size} px", "r50", size, N, 8, step=True)
+        workers.append(worker := our_worker(network, str(folder / "weights.npz"), str(folder / "results.npz")))
+        worker.name = network.name
+        worker.warm_up()
+        worker.ask("forget_peak")
+    take_turns(workers, rounds, "growth")
+    rows = []
+    for (size, N), worker in zip(cases, workers, strict=True):
+        rows.append({
+            "name": worker.name,
+            "size": size,
+            "images": N,
+            "ms_per_image": milliseconds(worker) / N,
+            "peak_mib": worker.ask("peak")["mib"],
+        })
+        print("{name}: {ms_per_image:.0f} ms an image, {peak_mib:.0f} MiB".format(**rows[-1]))
+        worker.close()
+    print(disturbance(workers))
+    return rows
 
 
 def draw(rows: list[dict], path: Path) -> None:

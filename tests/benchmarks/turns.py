@@ -77,12 +77,13 @@ class Worker:
 
 
 def take_turns(workers: list[Worker], rounds: int, title: str) -> None:
-    """Until each has so many clean windows, or patience ends."""
+    """Until each has so many clean windows, or patience ends; who has them is asked no more."""
     for _ in tqdm(range(PATIENCE * rounds), desc=title, leave=False, disable=None):
-        for worker in workers:
-            worker.window()
-        if all(len(worker.clean) >= rounds for worker in workers):
+        lacking = [worker for worker in workers if len(worker.clean) < rounds]
+        if not lacking:
             return
+        for worker in lacking:
+            worker.window()
 
 
 def milliseconds(worker: Worker) -> float:
