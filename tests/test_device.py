@@ -23,6 +23,7 @@ from minidet.data import shapes
 from minidet.detect import detect_batch
 from minidet.detection import MiningConfig
 from minidet.kernels.cuda import OPTIONS
+from minidet.ops import convolution
 from minidet.training import TrainConfig
 from minidet.training.interrupt import Stopped
 from minidet.training.monitor import Monitor
@@ -56,11 +57,26 @@ def test_a_training_step_waits_once(norm, normaliser, accumulate, gpu):
     assert len(sent) == 3 * accumulate * steps, sent  # images, boxes, classes
 
 
-def test_mining_waits_for_every_image(gpu):
+def test_mining_waits_once_more(gpu):
     model = tiny.model()
     model.config = replace(model.config, loss=replace(model.config.loss, mining=MiningConfig(batch=8)))
+    gpu.counts.clear()
     trained = md.train(model, IMAGES, config=QUICK, quiet=True)
     assert np.isfinite(trained.history["loss"]).all()
+    mining = [place for place in gpu.counts.waits if "detection/mining" in place]
+    steps = [place for place in gpu.counts.waits if "training/step" in place]
+    assert len(mining) == len(steps) == len(trained.history["loss"]), gpu.counts.waits
+
+
+def test_a_scale_is_compared_without_waiting(fake_cupy):
+    xp = backend.load("cupy")
+    filters, scale = xp.ones((4, 1, 1, 2), dtype=xp.float32), xp.ones(4, dtype=xp.float32)
+    memo = {}
+    first = convolution._scaled(filters, scale, memo)[0]
+    assert convolution._scaled(filters, scale, memo)[0] is first
+    twice = convolution._scaled(filters, 2 * scale, memo)[0]
+    assert not fake_cupy.counts.waits
+    np.testing.assert_array_equal(twice.get(), 2 * np.ones((4, 1, 1, 2)))
 
 
 def test_detection_waits_once_for_a_batch(gpu, rng):

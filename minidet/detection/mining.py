@@ -51,13 +51,21 @@ def hard_labels(
     Differs: the paper names neither the boxes that are suppressed nor the batch's unit: here an example's box
         is its anchor, and the batch is one image's.
     """
-    xp, (labels, anchors) = backend.namespace(logits), map(backend.to_numpy, (labels, anchors))
-    classes, hard = xp.arange(logits.shape[2], device=logits.device), np.full_like(labels, IGNORE)
-    for n in range(len(labels)):  # an image at a time: a batch of these would be as large as all activations
-        own = xp.asarray(labels[n], device=logits.device)
-        terms, _ = focal_terms(logits[n, ...], own[:, None] == classes, alpha, gamma)
-        rows = hard_examples(backend.to_numpy(xp.sum(terms, axis=1)), labels[n], anchors, config)
-        hard[n, rows] = labels[n, rows]
+    xp, (N, _, K) = backend.namespace(logits), logits.shape
+    labels, anchors = (xp.asarray(a, device=logits.device) for a in (labels, anchors))
+    classes, rows = xp.arange(K, device=logits.device), []
+    for n in range(N):  # an image at a time: a batch of these would be as large as all activations
+        terms, _ = focal_terms(logits[n, ...], labels[n, :, None] == classes, alpha, gamma)
+        rows.append(xp.sum(terms, axis=1))
+    # Everything in one copy, and so one wait for a device; float64 holds all of it exactly.
+    there = [xp.stack(rows), labels, xp.matrix_transpose(anchors)]
+    here = backend.to_numpy(xp.concat([xp.astype(part, xp.float64) for part in there]))
+    losses, own = here[:N], here[N : 2 * N].astype(np.int64)
+    corners = np.ascontiguousarray(here[2 * N :].T, np.float32 if anchors.dtype == xp.float32 else np.float64)
+    hard = np.full_like(own, IGNORE)
+    for n in range(N):
+        chosen = hard_examples(losses[n], own[n], corners, config)
+        hard[n, chosen] = own[n, chosen]
     return hard
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from minidet.autograd import Tensor, record, recording
 from minidet.backend import Array, namespace
 from minidet.kernels import column_sums, epilogue_gradient, scale_rows
@@ -152,8 +154,9 @@ def _filters(weight: Tensor, dtype, lasting: bool) -> tuple[Array, dict]:
 
 def _scaled(filters: Array, scale: Array, memo: dict) -> tuple[Array, dict]:
     """Every filter times its scale, with a memo of its own; kept in `memo` as long as the scale stays the same."""
-    known = memo.get("scaled")
-    if known is None or not namespace(scale).all(known[0] == scale):
+    known, xp = memo.get("scaled"), namespace(scale)
+    # To compare numbers on a device is to wait for it, which costs more than to scale the filters once more.
+    if known is None or not (known[0] is scale or (xp is np and np.array_equal(known[0], scale))):
         known = memo["scaled"] = (scale, scale_rows(filters, scale), {})
     return known[1:]
 
