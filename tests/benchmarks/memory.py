@@ -118,10 +118,10 @@ def trying(folder: Path, look: Callable[[], None]) -> None:
 
 CLAIMS = {
     "train": Claim(training, f"{STEPS:,} steps of 2 images, the smallest network", 300, 4),
-    "load": Claim(loading, f"{STEPS:,} batches of 2 JPEGs at 400 px", 120, 8),
+    "load": Claim(loading, f"{STEPS:,} batches of 2 JPEGs at 400 px", 160, 8),
     "detect": Claim(detecting, f"{STEPS:,} pictures, the smallest network", 120, 4),
     "evaluate 1,000": Claim(evaluating_fewer, "1,000 images x 100 detections", 100),
-    "evaluate 5,000": Claim(evaluating, "5,000 images x 100 detections", 140),
+    "evaluate 5,000": Claim(evaluating, "5,000 images x 100 detections", 180),
     "index": Claim(indexing, "118,287 images and 860,001 boxes of json", 400),
     "convert": Claim(converting, "a whole ResNet-50 detector, 130 MB", 750),
     "doctor, json": Claim(examining, "the same json", 900),
