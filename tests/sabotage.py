@@ -369,14 +369,17 @@ SABOTAGES = {
     "x and y exchanged": Sabotage(each_box(exchanged), "boxes-misread", "must fix", 23, ("with x and y exchanged",)),
     "y1, x1, y2, x2": Sabotage(each_box(lambda box: exchanged(corners(box))), "boxes-are-corners", "must fix", 77, (
         "annotation id 1 of image id 1",)),
-    "boxes of half the size": Sabotage(each_box(halved), "boxes-in-a-corner", "warning", 77, (
-        "left 50%", "upper 50%", "2 times smaller"), ("boxes-misread", "objects-too-small")),
+    "boxes of half the size": Sabotage(each_box(halved), "boxes-misread", "must fix", 23, ("would be multiplied by 2",),
+        ("boxes-in-a-corner", "objects-too-small")),
+    "per cent": Sabotage(each_box(lambda box: of_1000([value / 10 for value in box])), "boxes-in-a-corner", "warning", 77,
+        ("upper 78%", "or in 0..100: per cent of the image"), ("boxes-fit-nothing", "objects-too-small")),
     "boxes of twice the size": Sabotage(each_box(doubled), "boxes-outside", "must fix", 58, (
-        "of images 2 times as wide and 2 times as high",), ("boxes-misread",)),
+        "of images at least 1.55 times as wide and 1.98 times",), ("boxes-misread",)),
     "thousandths": Sabotage(each_box(of_1000), "boxes-outside", "must fix", 77, ("thousandths of the image",)),
     "whole images": Sabotage(each_box(whole), "boxes-of-whole-images", "warning", 77, ("annotate the objects",),
         ("boxes-twice", "objects-too-small", "objects-between-anchors")),
-    "pictures of the next image": Sabotage(next_pictures, "boxes-misread", "must fix", 23, ("put on the next image",)),
+    "pictures of the next image": Sabotage(next_pictures, "boxes-misread", "must fix", 23, (
+        "put on the image before", "image id")),
     "pictures shuffled": Sabotage(strangers_pictures, "boxes-fit-nothing", "warning", 23, ("file_name and image_id",)),
     "names in capitals": Sabotage(names_in_capitals, "images-missing", "must fix", 3, (
         "'train_000000.png' is there: the json calls it 'TRAIN_000000.PNG'", "the files' own names")),
@@ -387,7 +390,7 @@ SABOTAGES = {
     "areas of 0": Sabotage(areas_of_0, "areas-differ", "warning", 77, ("annotation id 1 of image", "leave area out")),
     "boxes resized alone": Sabotage(boxes_resized_alone, "areas-differ", "warning", 77, ("areas are 4 x the boxes'",)),
     "labelled twice": Sabotage(labelled_twice, "boxes-between-classes", "warning", 20, ("with another class",)),
-    "one class": Sabotage(one_class, "class-dominates", "warning", 75, ("'circle', one of 8 classes",), UNKNOWN),
+    "one class": Sabotage(one_class, "class-dominates", "warning", 74, ("'circle', one of 8 classes",), UNKNOWN),
     "a crowd in words": Sabotage(a_crowd_in_words, "entries-malformed", "must fix", 3, (
         "annotations id 1: 'no'", "'iscrowd' must be 0 or 1")),
 }  # fmt: skip

@@ -64,9 +64,9 @@ ADVICE = {
     "areas-differ": (WARNING, "{n} of {of} areas of {file} are not those of their boxes", "{cause}",
         "leave area out, or write width * height or the outline's area: COCO sorts objects into sizes by it"),
     "boxes-misread": (MUST_FIX, "the outlines in {n} images of {file} are where boxes would be {reading}, not where "
-        "they are ({sure:.0f} standard errors)",
+        "they are ({errors:.0f} standard errors)",
         "boxes or pictures were mirrored, turned, resized or renamed alone",
-        "look at some images with their boxes, and write the boxes {reading}, or the pictures the other way round"),
+        "look at these images with their boxes; then write the boxes {reading}, or undo what was done to the pictures"),
     "boxes-fit-nothing": (WARNING, "the boxes of {n} images of {file} fit their pictures no better than other pictures",
         "boxes and pictures were shuffled, or the objects have no visible outlines",
         "look at some images with their boxes: file_name and image_id must be of the same picture"),

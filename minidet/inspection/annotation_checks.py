@@ -150,9 +150,9 @@ def _other_reading(low: np.ndarray, sides: np.ndarray, sizes: np.ndarray, *, man
         return "all of these fit with x and y exchanged, or the images' width and height"
     if many and (low >= -OVERHANG).all() and np.isfinite(sizes).all():
         most, reach = (low + sides).max(axis=0), ((low + sides) / sizes).max(axis=0)
-        if (np.abs(most - 1000) < 30).all():
-            return "they lie in 0..1000: thousandths of the image; divide by 1000 and multiply by the image's sides"
-        return f"the boxes are of images {reach[0]:.3g} times as wide and {reach[1]:.3g} times as high as these"
+        if 950 < most.max() <= 1005:
+            return "they lie in 0..1000: thousandths of the image? Divide by 1000 and multiply by the image's sides"
+        return f"they are of images at least {reach[0]:.3g} times as wide and {reach[1]:.3g} times as high as these"
     return "the image was resized or cropped after it was annotated, or the box belongs to another image"
 
 
@@ -164,9 +164,9 @@ def _places(raw: Raw) -> Iterator[Finding]:
     low, high = raw.bbox[rows, :2], raw.bbox[rows, :2] + raw.bbox[rows, 2:]
     first, last = (low / raw.limits[rows]).min(axis=0), (high / raw.limits[rows]).max(axis=0)
     if (last < CORNER).all() and (first < 0.15 * last).all():
-        cause = f"they were drawn on images {1 / last[0]:.3g} times smaller across and {1 / last[1]:.3g} down"
-        if (np.abs(high.max(axis=0) - 100) < 3).all():
-            cause = "they lie in 0..100: per cent of the image"
+        cause = f"they were drawn on images up to {1 / last[0]:.3g} times smaller across and {1 / last[1]:.3g} down"
+        if 97 < high.max() <= 100.5:
+            cause += ", or in 0..100: per cent of the image"
         yield finding("boxes-in-a-corner", len(rows), file=raw.path, wide=last[0], high=last[1], cause=cause)
     area, sides = raw.area[rows], raw.bbox[rows, 2:]
     ratio = area / sides.prod(axis=1)  # NaN, of which nothing is true, where the file gives no area

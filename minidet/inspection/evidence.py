@@ -95,12 +95,14 @@ def check_evidence(raw: Raw, folder: Path | None) -> Iterator[Finding]:
     boxes = np.hstack([raw.bbox[rows, :2], raw.bbox[rows, :2] + raw.bbox[rows, 2:]]) / np.tile(raw.limits[rows], 2)
     owned = np.split(boxes, starts[1:])
     fits: dict[str, list[float]] = {}
+    seen: list[int] = []
     for n in np.unique(np.linspace(0, len(images) - 1, LOOKED_AT).astype(int)).tolist():
         width, height = raw.sizes[images[n]]
         picture = _picture(folder / raw.names[images[n]], (int(height), int(width)))
         if picture is None:
             continue
         sums = edges(picture)
+        seen.append(images[n])
         others = {
             "put on the image before": owned[(n + 1) % len(owned)],
             "put on the next image": owned[n - 1],
@@ -109,7 +111,7 @@ def check_evidence(raw: Raw, folder: Path | None) -> Iterator[Finding]:
         for name, meant in (readings(owned[n], height / width) | others).items():
             fits.setdefault(name, []).append(outline_fit(sums, meant))
     usable = 1.1 * len(rows) > (~raw.crowd).sum()  # else most boxes are known to be wrong
-    yield from _judged(raw, {name: np.log(np.array(values) + 0.1) for name, values in fits.items()}, usable)
+    yield from _judged(raw, np.array(seen), {name: np.log(np.array(v) + 0.1) for name, v in fits.items()}, usable)
 
 
 def _picture(path: Path, size: tuple[int, int]) -> np.ndarray | None:
@@ -124,22 +126,25 @@ def _picture(path: Path, size: tuple[int, int]) -> np.ndarray | None:
     return None
 
 
-def _judged(raw: Raw, fits: dict[str, np.ndarray], usable: bool) -> Iterator[Finding]:
-    def errors(name: str, other: str) -> tuple[float, int]:
-        """By how many standard errors one reading fits better than the other, and over how many images."""
+def _judged(raw: Raw, seen: np.ndarray, fits: dict[str, np.ndarray], usable: bool) -> Iterator[Finding]:
+    def compared(name: str, other: str) -> tuple[float, np.ndarray]:
+        """By how many standard errors one reading fits better than the other, and the images, the clearest first."""
         apart = fits[name] - fits[other]
-        apart = apart[np.isfinite(apart)]
-        count = len(apart)
-        return (apart.mean() / (apart.std(ddof=1) / count**0.5 + 1e-9) if count > 1 else 0.0), count
+        there = np.flatnonzero(np.isfinite(apart))
+        errors = 0.0
+        if len(there) > 1:
+            errors = apart[there].mean() / (apart[there].std(ddof=1) / len(there) ** 0.5 + 1e-9)
+        return errors, seen[there[np.argsort(-apart[there], kind="stable")]]
 
     if not fits:
         return
-    likely = {name: errors(name, "as they are") for name in fits if name not in ("as they are", STRANGERS)}
-    certain = [name for name, (sure, count) in likely.items() if sure >= CERTAIN and count >= ENOUGH]
+    likely = {name: compared(name, "as they are") for name in fits if name not in ("as they are", STRANGERS)}
+    certain = [name for name, (errors, rows) in likely.items() if errors >= CERTAIN and len(rows) >= ENOUGH]
     if certain:
         name = max(certain, key=lambda one: np.nanmean(fits[one]))
-        yield finding("boxes-misread", likely[name][1], file=raw.path, reading=name, sure=likely[name][0])
+        errors, rows = likely[name]
+        yield finding("boxes-misread", rows, raw.image, file=raw.path, reading=name, errors=errors)
         return
-    sure, count = errors("as they are", STRANGERS)
-    if usable and count >= MANY and sure < NOTHING:
-        yield finding("boxes-fit-nothing", count, file=raw.path)
+    errors, rows = compared(STRANGERS, "as they are")
+    if usable and len(rows) >= MANY and errors > -NOTHING:
+        yield finding("boxes-fit-nothing", rows, raw.image, file=raw.path)
