@@ -371,8 +371,8 @@ SABOTAGES = {
         "annotation id 1 of image id 1",)),
     "boxes of half the size": Sabotage(each_box(halved), "boxes-misread", "must fix", 23, ("would be multiplied by 2",),
         ("boxes-in-a-corner", "objects-too-small")),
-    "per cent": Sabotage(each_box(lambda box: of_1000([value / 10 for value in box])), "boxes-in-a-corner", "warning", 77,
-        ("upper 78%", "or in 0..100: per cent of the image"), ("boxes-fit-nothing", "objects-too-small")),
+    "per cent": Sabotage(each_box(lambda box: of_1000([v / 10 for v in box])), "boxes-in-a-corner", "warning", 77, (
+        "upper 78%", "or in 0..100: per cent of the image"), ("boxes-fit-nothing", "objects-too-small")),
     "boxes of twice the size": Sabotage(each_box(doubled), "boxes-outside", "must fix", 58, (
         "of images at least 1.55 times as wide and 1.98 times",), ("boxes-misread",)),
     "thousandths": Sabotage(each_box(of_1000), "boxes-outside", "must fix", 77, ("thousandths of the image",)),

@@ -264,6 +264,7 @@ HOSTILE = {
     "items of a number": (b"K\x01(K\x02e", "a int where a pickle needs a list"),
     "a list in itself": (b"]q\x00h\x00a", "holds no tensors by name, neither at its top nor.*; it is list"),
     "a dict in itself": (b"}q\x00" + text("model") + b"h\x00s", "holds no tensors by name.*; it is model"),
+    "nothing but a mark": (b"(", r"damaged: instruction \d of its pickle, STOP, has no sense"),
     "a deep nest": (DEEP, "holds no tensors by name"),
     "a bomb of lists": (TWICE + b"Q", "a storage without kind"),
     "a bomb of lists as a shape": (
