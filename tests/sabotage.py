@@ -205,6 +205,101 @@ def class_without_boxes(folder):
         val.classes.append({"id": 99, "name": "unicorn"})
 
 
+def mirrored(box):
+    x, y, w, h = box
+    return [WIDTH - x - w, y, w, h]
+
+
+def exchanged(box):
+    x, y, w, h = box
+    return [y, x, h, w]
+
+
+def halved(box):
+    return [value / 2 for value in box]
+
+
+def doubled(box):
+    return [value * 2 for value in box]
+
+
+def of_1000(box):
+    x, y, w, h = box
+    return [x / WIDTH * 1000, y / HEIGHT * 1000, w / WIDTH * 1000, h / HEIGHT * 1000]
+
+
+def whole(box):
+    return [0, 0, WIDTH, HEIGHT]
+
+
+def next_pictures(folder):
+    with edited(folder) as data:
+        names = [entry["file_name"] for entry in data.images]
+        for entry, name in zip(data.images, names[1:] + names[:1], strict=True):
+            entry["file_name"] = name
+
+
+def strangers_pictures(folder):
+    with edited(folder) as data:
+        names = [entry["file_name"] for entry in data.images]
+        for n, entry in enumerate(data.images):
+            entry["file_name"] = names[(5 * n + 7) % len(names)]
+
+
+def names_in_capitals(folder):
+    with edited(folder) as data:
+        for entry in data.images[:3]:
+            entry["file_name"] = entry["file_name"].upper()
+
+
+def other_suffixes(folder):
+    with edited(folder) as data:
+        for entry in data.images:
+            entry["file_name"] = "train/" + entry["file_name"].replace(".png", ".jpg")
+
+
+def dark_16_bits(folder):
+    with edited(folder) as data:
+        for row in range(4):
+            with Image.open(data.picture(row)) as picture:
+                grey = np.asarray(picture.convert("L"), np.uint16)
+            Image.fromarray(grey).save(data.picture(row))
+
+
+def scanned_map(folder):
+    with edited(folder) as data:
+        Image.new("1", (20_000, 20_000)).save(data.picture(0))
+
+
+def areas_of_0(folder):
+    with edited(folder) as data:
+        for entry in data.boxes:
+            entry["area"] = 0
+
+
+def boxes_resized_alone(folder):
+    with edited(folder) as data:
+        for entry in data.boxes:
+            entry["area"] = 4 * entry["bbox"][2] * entry["bbox"][3]
+
+
+def labelled_twice(folder):
+    with edited(folder) as data:
+        data.boxes += [e | {"id": e["id"] + 1000, "category_id": e["category_id"] % 8 + 1} for e in data.boxes[:20]]
+
+
+def one_class(folder):
+    with edited(folder) as data:
+        for entry in data.boxes[3:]:
+            entry["category_id"] = 1
+
+
+def a_crowd_in_words(folder):
+    with edited(folder) as data:
+        for entry in data.boxes[:3]:
+            entry["iscrowd"] = "no"
+
+
 @dataclass(frozen=True)
 class Sabotage:
     """How to spoil a folder, and what must be said of it."""
@@ -269,4 +364,33 @@ SABOTAGES = {
     "boxes twice": Sabotage(boxes_twice, "boxes-twice", "warning", 77, ("77 of 154 boxes", "remove the copies")),
     "class without boxes": Sabotage(class_without_boxes, "class-without-objects", "warning", 1, ("unicorn",
         "not shown is not learned"), ("category-ids-sparse",)),
+    "mirrored boxes": Sabotage(each_box(mirrored), "boxes-misread", "must fix", 23, (
+        "would be mirrored left to right", "instances_train.json")),
+    "x and y exchanged": Sabotage(each_box(exchanged), "boxes-misread", "must fix", 23, ("with x and y exchanged",)),
+    "y1, x1, y2, x2": Sabotage(each_box(lambda box: exchanged(corners(box))), "boxes-are-corners", "must fix", 77, (
+        "annotation id 1 of image id 1",)),
+    "boxes of half the size": Sabotage(each_box(halved), "boxes-misread", "must fix", 23, ("would be multiplied by 2",),
+        ("boxes-in-a-corner", "objects-too-small")),
+    "per cent": Sabotage(each_box(lambda box: of_1000([v / 10 for v in box])), "boxes-in-a-corner", "warning", 77, (
+        "upper 78%", "or in 0..100: per cent of the image"), ("boxes-fit-nothing", "objects-too-small")),
+    "boxes of twice the size": Sabotage(each_box(doubled), "boxes-outside", "must fix", 58, (
+        "of images at least 1.55 times as wide and 1.98 times",), ("boxes-misread",)),
+    "thousandths": Sabotage(each_box(of_1000), "boxes-outside", "must fix", 77, ("thousandths of the image",)),
+    "whole images": Sabotage(each_box(whole), "boxes-of-whole-images", "warning", 77, ("annotate the objects",),
+        ("boxes-twice", "objects-too-small", "objects-between-anchors")),
+    "pictures of the next image": Sabotage(next_pictures, "boxes-misread", "must fix", 23, (
+        "put on the image before", "image id")),
+    "pictures shuffled": Sabotage(strangers_pictures, "boxes-fit-nothing", "warning", 23, ("file_name and image_id",)),
+    "names in capitals": Sabotage(names_in_capitals, "images-missing", "must fix", 3, (
+        "'train_000000.png' is there: the json calls it 'TRAIN_000000.PNG'", "the files' own names")),
+    "other suffixes": Sabotage(other_suffixes, "images-missing", "must fix", 24, (
+        "'train_000000.png' is there: the json calls it 'train/train_000000.jpg'",)),
+    "dark 16 bits": Sabotage(dark_16_bits, "images-blank", "warning", 4, ("the upper 8 bits", "image id 1 (train")),
+    "a scanned map": Sabotage(scanned_map, "images-too-large", "must fix", 1, ("train_000000.png", "tiles")),
+    "areas of 0": Sabotage(areas_of_0, "areas-differ", "warning", 77, ("annotation id 1 of image", "leave area out")),
+    "boxes resized alone": Sabotage(boxes_resized_alone, "areas-differ", "warning", 77, ("areas are 4 x the boxes'",)),
+    "labelled twice": Sabotage(labelled_twice, "boxes-between-classes", "warning", 20, ("with another class",)),
+    "one class": Sabotage(one_class, "class-dominates", "warning", 74, ("'circle', one of 8 classes",), UNKNOWN),
+    "a crowd in words": Sabotage(a_crowd_in_words, "entries-malformed", "must fix", 3, (
+        "annotations id 1: 'no'", "'iscrowd' must be 0 or 1")),
 }  # fmt: skip

@@ -42,6 +42,7 @@ from minidet.weights import (
     read_arrays,
     to_torchvision,
 )
+from minidet.weights.torch_file import write_torch
 
 VECTORS = Path(__file__).parent / "reference" / "vectors"
 SAMPLES = Path(__file__).parent / "samples"
@@ -272,6 +273,15 @@ def test_a_network_that_does_not_fit_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"x\.pth: the result is a file ending in \.safetensors"):
         md.convert(source, tmp_path / "x.pth", classes=FIVE)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("cut", ["bbox_reg.bias", "cls_logits.bias", "bbox_reg.weight", "backbone.body.conv1.weight"])
+def test_a_network_that_lacks_a_tensor_is_refused(cut, tmp_path):
+    state = read_arrays(SAMPLES / "sample_tiny_zip.pth")
+    write_torch(tmp_path / "x.pth", {name: array for name, array in state.items() if not name.endswith(cut)})
+    with pytest.raises(WeightsError, match=r"x\.pth: .*(there is no '|missing, first |are missing)"):
+        md.convert(tmp_path / "x.pth", tmp_path / "x.safetensors", classes=FIVE)
+    assert not (tmp_path / "x.safetensors").exists()
 
 
 def test_the_source_is_not_overwritten(tmp_path):

@@ -186,6 +186,10 @@ def test_what_cannot_be_explained(model, folder, tmp_path, explained):
     copy.write_bytes(path.read_bytes())
     with pytest.raises(ValueError, match=r"0 images are called other.png; needs one"):
         md.explain(model, copy, annotations=annotations)
+    for content in (b"{", b"[]", b"\x89PNG"):
+        (tmp_path / "bad.json").write_bytes(content)
+        with pytest.raises(ValueError, match=r"bad\.json: no json of annotations in COCO's layout: "):
+            md.explain(model, path, annotations=tmp_path / "bad.json")
     data = tiny.coco_folder(tmp_path / "data", train=1)
     with edited(data) as changed:
         changed.classes[:] = [entry | {"name": f"{entry['name']} 2"} for entry in changed.classes]

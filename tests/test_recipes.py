@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -346,6 +347,36 @@ def test_every_recipe_can_be_stored_and_has_been_compared(name):
     assert (pixels.bgr, pixels.scale == 1) == (caffe, caffe)
     assert backbone.stride_in_1x1 == ("MSRA" in RECIPES[name].initial)
     assert (pixels.std == (1.0, 1.0, 1.0)) == ("MSRA" in RECIPES[name].initial)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_what_the_systems_do_without_a_setting(name):
+    """What their files do not name as an option, or the tables above leave to the code."""
+    model, t = settings(name)
+    paper, giou = name in ROWS, name == "torchvision_v2"
+    # torchvision/models/detection/_utils.py and detectron2/modeling/box_regression.py; Detectron: BBOX_XFORM_CLIP
+    assert model.coder.clip == math.log(1000 / 16) and model.coder.weights == (1.0, 1.0, 1.0, 1.0)
+    # GeneralizedRCNNTransform(size_divisible=32); detectron2: FPN's size_divisibility; Detectron: FPN.COARSEST_STRIDE
+    assert model.preprocess.pad_multiple == 32 and model.anchors.ratios == (0.5, 1.0, 2.0)
+    # detectron2 computes anchors from strides, torchvision from the sizes of batch and maps
+    assert model.anchors.strides == (None if name.startswith("torchvision") else (8, 16, 32, 64, 128))
+    # torchvision/ops/misc.py, detectron2/layers/batch_norm.py, Detectron's affine channels of pretrained weights
+    assert model.backbone.norm.eps == 1e-5 and model.backbone.norm.momentum == 0.1
+    # loss = classification + regression, without weights; Detectron: RETINANET.BBOX_REG_WEIGHT 1.0, BBOX_REG_BETA 0.11
+    assert model.loss.box_weight == 1.0 and model.loss.beta == pytest.approx(0.11, abs=2e-3)
+    assert model.loss.box == ("smooth_l1" if paper else "giou" if giou else "l1")
+    # det_utils.Matcher and detectron2's take a best anchor of IoU 0 too; the paper has no low-quality matches
+    assert (model.matcher.low_quality, model.matcher.zero_iou) == ((False, False) if paper else (True, True))
+    # Detectron: TRAIN.SCALES (600,), MAX_SIZE 1000; retinanet_*.yaml: 800, 1333
+    assert model.preprocess.max_size == (1000 if model.preprocess.min_size == 600 else 1333)
+    assert model.postprocess.max_detections == (300 if name.startswith("torchvision") else 100)
+    assert model.pyramid.extra_from_backbone == (name != "torchvision_v1")
+    assert model.head.norm.name == ("group" if giou else "none") and not model.head.he_towers
+    # One rate for all parameters (detectron2: BIAS_LR_FACTOR 1.0), whole batches, float32 (AMP.ENABLED False), no EMA
+    assert (t.backbone_lr_scale, t.accumulate, t.precision, t.ema) == (1.0, 1, "float32", None)
+    # WEIGHT_DECAY_NORM 0.0; Detectron and torchvision's v1 decay what is not frozen, where no norm is left
+    assert t.norm_weight_decay == (None if paper or name == "torchvision_v1" else 0.0)
+    assert t.augment == Augment(hflip=0.5, vflip=0.0, transpose=False)
 
 
 def test_the_table_has_a_line_for_each():

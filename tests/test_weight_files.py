@@ -145,6 +145,16 @@ def test_wrappers_and_prefixes_come_off(tmp_path):
     assert list(read(torch_zip(dictionary(**{"model.a": one, "b": one}), content), tmp_path)) == ["model.a", "b"]
 
 
+def test_the_weights_are_the_most_tensors_of_a_file(tmp_path):
+    """A training that saves its best score as a tensor beside them has wrapped them all the same."""
+    two = b"}" + text("a") + tensor([6], [1]) + b"s" + text("b") + tensor([6], [1]) + b"s"
+    program = dictionary(best=tensor([6], [1]), state_dict=two)
+    assert list(read(torch_zip(program, [SIX.tobytes()]), tmp_path)) == ["a", "b"]
+    for program, what in ((dictionary(), "empty"), (b"\x80\x02" + tensor([6], [1]) + b".", "a single tensor")):
+        with pytest.raises(WeightsError, match=f"holds no tensors by name, .* it is {what}$"):
+            read(torch_zip(program, [SIX.tobytes()]), tmp_path)
+
+
 def test_what_a_training_saved_besides_is_not_read(tmp_path):
     """The optimizer's storages need not even be there."""
     moments = tensor([9], [1], of=storage(9, key="absent"))
@@ -254,6 +264,7 @@ HOSTILE = {
     "items of a number": (b"K\x01(K\x02e", "a int where a pickle needs a list"),
     "a list in itself": (b"]q\x00h\x00a", "holds no tensors by name, neither at its top nor.*; it is list"),
     "a dict in itself": (b"}q\x00" + text("model") + b"h\x00s", "holds no tensors by name.*; it is model"),
+    "nothing but a mark": (b"(", r"damaged: instruction \d of its pickle, STOP, has no sense"),
     "a deep nest": (DEEP, "holds no tensors by name"),
     "a bomb of lists": (TWICE + b"Q", "a storage without kind"),
     "a bomb of lists as a shape": (

@@ -14,6 +14,10 @@ from minidet.inspection.findings import MUST_FIX, NOTE, WARNING, Finding
 from minidet.inspection.raw import OVERHANG, Raw
 
 FEW = 10  # objects from which a class may be learned at all
+WHOLE = 0.98  # of both sides of an image, from which a box is all of it
+MANY, SEVERAL = 20, 8  # boxes and images that say something about a file together
+CORNER = 0.8  # part of the images' sides beyond which none of a file's boxes reaches
+DOMINANT = 0.95  # part of the objects that are of one class
 MOST_EMPTY = 1e-4  # part of the boxes that the reader lets have no area, and leaves out
 
 
@@ -28,6 +32,7 @@ def check_annotations(raw: Raw, *, learned: bool) -> Iterator[Finding]:
         yield finding("file-name-unsafe", unsafe, raw.image, file=raw.path)
     yield from _ids(raw)
     yield from _boxes(raw)
+    yield from _places(raw)
     yield from _objects(raw, learned)
 
 
@@ -83,13 +88,14 @@ def _boxes(raw: Raw) -> Iterator[Finding]:
     negative, empty = (sides < 0).any(axis=1), (sides == 0).any(axis=1)
     outside = ((low < -OVERHANG) | (high > sizes + OVERHANG) | (high <= 0) | (low >= sizes)).any(axis=1)
     outside &= ~(normalised | negative)
-    corners = _corners(raw, outside)
+    corners, order = _corners(raw, outside)
     outside &= ~corners
-    again = np.zeros(count, bool)
     columns = np.column_stack([raw.image_id, raw.category_id, raw.bbox])
-    order = np.lexsort(columns.T)
-    again[order[1:]] = np.all(columns[order[1:]] == columns[order[:-1]], axis=1)
-    words = {"of": count, "file": raw.path, "cause": _other_reading(low[outside], sides[outside], sizes[outside])}
+    again, relabelled = _repeated(columns), _repeated(columns[:, [0, 2, 3, 4, 5]])
+    whole = (sides >= WHOLE * sizes).all(axis=1)
+    whole &= whole.sum() > count / 2
+    words = {"of": count, "file": raw.path, "order": ", ".join(order), "write": _written(order)}
+    words["cause"] = _other_reading(low[outside], sides[outside], sizes[outside], many=outside.sum() > 0.1 * count)
     for code, wrong in (
         ("boxes-normalised", normalised),
         ("boxes-are-corners", corners),
@@ -97,29 +103,80 @@ def _boxes(raw: Raw) -> Iterator[Finding]:
         ("boxes-outside", outside),
         ("boxes-empty", empty),
         ("boxes-twice", again),
+        ("boxes-between-classes", relabelled & ~again & ~whole),
+        ("boxes-of-whole-images", whole),
     ):
         if wrong.any():
             few = code == "boxes-empty" and wrong.sum() <= MOST_EMPTY * count
             yield finding(code, np.flatnonzero(wrong), raw.annotation, severity=NOTE if few else "", **words)
 
 
-def _corners(raw: Raw, outside: np.ndarray) -> np.ndarray:
-    """Which boxes hold x1, y1, x2, y2: those outside that would fit, or all, where areas or fit tell it of the file."""
+def _repeated(columns: np.ndarray) -> np.ndarray:
+    """Which rows are there before, (G,) bool."""
+    order, again = np.lexsort(columns.T), np.zeros(len(columns), bool)
+    again[order[1:]] = np.all(columns[order[1:]] == columns[order[:-1]], axis=1)
+    return again
+
+
+def _corners(raw: Raw, outside: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Which boxes hold two corners: those outside that would fit, or all, where areas or fit tell it of the file.
+
+    And in which order the four numbers then are.
+    """
     low, sides = raw.bbox[:, :2], raw.bbox[:, 2:]
-    fits = ((low < sides) & (sides <= raw.limits + OVERHANG) & (low >= -OVERHANG)).all(axis=1)
+    limits, order = raw.limits, ("x1", "y1", "x2", "y2")
+    fits = ((low < sides) & (sides <= limits + OVERHANG) & (low >= -OVERHANG)).all(axis=1)
+    exchanged = ((low < sides) & (sides <= limits[:, ::-1] + OVERHANG) & (low >= -OVERHANG)).all(axis=1)
+    if outside.any() and exchanged.all() and not fits.all():
+        return exchanged, ("y1", "x1", "y2", "x2")
     meant, read = ((sides - low).prod(axis=1), sides.prod(axis=1))
     by_area = fits & (np.abs(raw.area - meant) <= 0.01 * raw.area) & (np.abs(raw.area - read) > 0.01 * raw.area)
     whole = (outside.any() and fits.all()) or by_area.sum() > 0.5 * len(low)
-    return fits if whole else outside & fits
+    if not whole and 2 * (outside & fits).sum() < outside.sum():  # chance: what put the others outside did it to these
+        return np.zeros(len(low), bool), order
+    return fits if whole else outside & fits, order
 
 
-def _other_reading(low: np.ndarray, sides: np.ndarray, sizes: np.ndarray) -> str:
-    """What else the four numbers of boxes outside may have been meant as."""
+def _written(order: tuple[str, ...]) -> str:
+    exchanged = "exchange x and y, and " if order[0] == "y1" else ""
+    return f"{exchanged}write [x1, y1, x2 - x1, y2 - y1]"
+
+
+def _other_reading(low: np.ndarray, sides: np.ndarray, sizes: np.ndarray, *, many: bool) -> str:
+    """What else the four numbers of boxes outside may have been meant as; `many` if they are a good part of all."""
     if ((low - sides / 2 >= -OVERHANG) & (low + sides / 2 <= sizes + OVERHANG)).all():
         return "all of these fit as centre x, centre y, width, height: subtract half the sides from x and y"
-    if (low + sides <= sizes[:, ::-1] + OVERHANG).all():
+    if ((low >= -OVERHANG) & (low + sides <= sizes[:, ::-1] + OVERHANG)).all():
         return "all of these fit with x and y exchanged, or the images' width and height"
+    if many and (low >= -OVERHANG).all() and np.isfinite(sizes).all():
+        most, reach = (low + sides).max(axis=0), ((low + sides) / sizes).max(axis=0)
+        if 950 < most.max() <= 1005:
+            return "they lie in 0..1000: thousandths of the image? Divide by 1000 and multiply by the image's sides"
+        return f"they are of images at least {reach[0]:.3g} times as wide and {reach[1]:.3g} times as high as these"
     return "the image was resized or cropped after it was annotated, or the box belongs to another image"
+
+
+def _places(raw: Raw) -> Iterator[Finding]:
+    """What all boxes of a file together say: that they are of other images, or their areas of other boxes."""
+    rows = np.flatnonzero(raw.usable & ~raw.crowd & ~(raw.bbox <= 1).all(axis=1))
+    if len(rows) < MANY or len(np.unique(raw.image_row[rows])) < SEVERAL:
+        return
+    low, high = raw.bbox[rows, :2], raw.bbox[rows, :2] + raw.bbox[rows, 2:]
+    first, last = (low / raw.limits[rows]).min(axis=0), (high / raw.limits[rows]).max(axis=0)
+    if (last < CORNER).all() and (first < 0.15 * last).all():
+        cause = f"they were drawn on images up to {1 / last[0]:.3g} times smaller across and {1 / last[1]:.3g} down"
+        if 97 < high.max() <= 100.5:
+            cause += ", or in 0..100: per cent of the image"
+        yield finding("boxes-in-a-corner", len(rows), file=raw.path, wide=last[0], high=last[1], cause=cause)
+    area, sides = raw.area[rows], raw.bbox[rows, 2:]
+    ratio = area / sides.prod(axis=1)  # NaN, of which nothing is true, where the file gives no area
+    wrong = (area > 1.05 * (sides + 2).prod(axis=1)) | (ratio < 0.005)
+    cause = "areas were written as 0 or as parts of the image, or boxes were changed without them"
+    usual = np.median(ratio)
+    if np.abs(usual - 1) > 0.1 and (np.abs(ratio - usual) < 0.01 * usual).mean() > 0.9:
+        wrong, cause = np.abs(ratio - 1) > 0.05, f"boxes were resized without them: areas are {usual:.3g} x the boxes'"
+    if wrong.mean() > 0.05:
+        yield finding("areas-differ", rows[wrong], raw.annotation, of=len(raw.ids), file=raw.path, cause=cause)
 
 
 def _objects(raw: Raw, learned: bool) -> Iterator[Finding]:
@@ -138,6 +195,10 @@ def _objects(raw: Raw, learned: bool) -> Iterator[Finding]:
     ):
         if learned and len(rows):
             yield finding(code, rows, lambda row: raw.categories[row][1], file=raw.path, of=len(counts), few=FEW)
+    share = counts.max(initial=0) / max(1, counts.sum())
+    if len(counts) > 1 and counts.sum() >= MANY and share >= DOMINANT:
+        name = raw.categories[int(counts.argmax())][1]
+        yield finding("class-dominates", int(counts.max()), file=raw.path, share=share, name=name, of=len(counts))
 
 
 Classes = Sequence[tuple[int, str]]

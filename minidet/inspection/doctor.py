@@ -15,6 +15,7 @@ from minidet.data.refusal import DataError
 from minidet.inspection.advice import finding
 from minidet.inspection.annotation_checks import check_annotations, check_classes
 from minidet.inspection.coverage import Coverage, best_possible, check_coverage, limits_text, measure_coverage
+from minidet.inspection.evidence import check_evidence
 from minidet.inspection.findings import MUST_FIX, SEVERITIES, WARNING, Finding, exit_status, verdict
 from minidet.inspection.image_checks import check_copies, check_images, image_folder
 from minidet.inspection.process import resident
@@ -198,6 +199,7 @@ def _data_findings(sources, raws: dict[str, Raw], split: str, quick: bool, progr
             places = image_places(root, file.stem.removeprefix("instances_").removesuffix("2017"))
             pictures.append((raw, image_folder(raw, places)))
             yield from check_images(*pictures[-1], quick=quick, progress=progress)
+            yield from check_evidence(*pictures[-1])
     yield from check_copies(pictures)
 
 

@@ -83,7 +83,10 @@ def explain(
 
 def _annotated(file: Path, picture: Path, classes: Sequence[str]) -> tuple[tuple[int, int], np.ndarray, np.ndarray]:
     """Height and width of the picture, boxes and labels of its objects, as a COCO json has them."""
-    raw = read_raw(file, str(file))
+    try:
+        raw = read_raw(file, str(file))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file}: no json of annotations in COCO's layout: {error}") from None
     same = [n for n, name in enumerate(raw.names) if Path(name).name == picture.name]
     if len(same) > 1:  # in several folders: the longest common end decides
         same = [n for n in same if str(picture).endswith(raw.names[n])]

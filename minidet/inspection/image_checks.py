@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path, PureWindowsPath
 
 import numpy as np
 from PIL import Image
@@ -21,6 +23,7 @@ from minidet.inspection.raw import Raw
 
 ORIENTATION = 0x0112  # EXIF's tag; 5 to 8 exchange width and height, 2 to 4 do not
 LEAKED = 0.01  # part of a split's images from which its numbers cannot be believed
+MOST_FILES = 100_000  # looked through for one that was renamed
 QUICK = 300  # images opened of each split with `quick`
 
 
@@ -34,6 +37,9 @@ class Look:
     mode: str = ""
     orientation: int = 1
     problem: str = ""
+    bomb: bool = False
+    """More pixels than PIL decodes."""
+    blank: bool = False
 
 
 def image_folder(raw: Raw, candidates: Sequence[Path]) -> Path | None:
@@ -47,7 +53,9 @@ def check_images(raw: Raw, folder: Path | None, *, quick: bool, progress: bool) 
     there = [row for row, name in enumerate(raw.names) if folder is not None and os.path.isfile(folder / name)]
     gone = np.setdiff1d(np.arange(len(raw.names)), there)
     if len(gone):
-        yield finding("images-missing", gone, raw.image, of=len(raw.names), file=raw.path, folder=folder)
+        cause, cure = _renamed(raw.names[gone[0]], folder)
+        words = {"folder": folder or "any image folder", "cause": cause, "cure": cure}
+        yield finding("images-missing", gone, raw.image, of=len(raw.names), file=raw.path, **words)
     rows = there[:: max(1, len(there) // QUICK)] if quick else there
     groups: dict[str, list[Look]] = defaultdict(list)
     for look in _looks(raw, folder, rows, progress):
@@ -57,6 +65,19 @@ def check_images(raw: Raw, folder: Path | None, *, quick: bool, progress: bool) 
             code, groups[code], lambda look: f"{raw.image(look.row)}: {look.problem or _seen(look)}",
             of=len(rows), file=raw.path,
         )  # fmt: skip
+
+
+def _renamed(name: str, folder: Path | None) -> tuple[str, str]:
+    """Why a file may not be found: the same name lies there but for its folder, suffix, case or Unicode form."""
+
+    def plain(text: str) -> str:
+        return unicodedata.normalize("NFC", PureWindowsPath(text).stem).casefold()  # takes both kinds of slashes
+
+    files = (path.relative_to(folder) for path in folder.rglob("*")) if folder is not None else ()
+    alike = next((str(path) for path in islice(files, MOST_FILES) if plain(path.name) == plain(name)), None)
+    if alike is None or alike == name:
+        return "files were moved or renamed, or the download is not complete", ""
+    return f"{alike!a} is there: the json calls it {name!a}", "write the files' own names into the json, or else "
 
 
 def _looks(raw: Raw, folder: Path, rows: Sequence[int], progress: bool) -> Iterator[Look]:
@@ -78,16 +99,30 @@ def _look(path: Path, row: int) -> Look:
         with Image.open(path, formats=FORMATS) as image:
             look = Look(row, image.size, image.mode, image.getexif().get(ORIENTATION, 1))
             image.load()  # decodes every pixel: a truncated file shows only here
-            return look
+            return replace(look, blank=_blank(image))
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        return Look(row, problem=str(error), bomb=True)
     except Exception as error:  # decoders raise whatever their parsers do
         return Look(row, problem=f"{type(error).__name__}: {error}")
+
+
+def _blank(image: Image.Image) -> bool:
+    """Whether every pixel has the same colour, of 16 bits the upper 8."""
+    if image.mode == "P" or image.has_transparency_data:
+        image = image.convert("RGBA")
+    ranges = image.getextrema()
+    ranges = ranges if isinstance(ranges[0], tuple) else (ranges,)
+    shift = 8 if image.mode.startswith("I") else 0
+    return all(int(low) >> shift == int(high) >> shift for low, high in ranges)
 
 
 def _judged(look: Look, stated: tuple[int, int]) -> str:
     """The code of what is wrong with a picture, or nothing."""
     turned = look.orientation in (5, 6, 7, 8)
     if look.problem:
-        return "images-unreadable"
+        return "images-too-large" if look.bomb else "images-unreadable"
+    if look.blank:
+        return "images-blank"
     upright = look.size[::-1] if turned else look.size
     if stated == upright:
         if turned and stated != look.size:

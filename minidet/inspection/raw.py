@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import reprlib
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -134,7 +135,8 @@ def read_raw(path: Path, name: str) -> Raw:
     except NotPlainError:
         data = json.loads(path.read_bytes())
     if not isinstance(data, dict):
-        raise ValueError("holds no object with images, annotations and categories")
+        what = "a list, as COCO writes detections" if isinstance(data, list) else "no object"
+        raise ValueError(f"holds {what}; needed is an object with images, annotations and categories")
     return from_dict(name, data)
 
 
@@ -153,11 +155,11 @@ def from_pieces(path: str, parts: Iterable[tuple[str, list]]) -> Raw:
         missing.discard(name)
         for entry in entries if name in FIELDS else ():
             seen[name] += 1
-            problem = _problem(entry, FIELDS[name])
+            problem, got = _problem(entry, FIELDS[name])
             if problem:
                 number = f"id {entry['id']}" if isinstance(entry, dict) and "id" in entry else f"number {seen[name]}"
                 known = broken.setdefault(f"{name}: {problem}", [])
-                known.append(f"{path}: {name} {number}" if len(known) < SHOWN else None)
+                known.append(f"{path}: {name} {number}{got}" if len(known) < SHOWN else None)
                 continue
             for key, column in columns[name].items():
                 value = entry.get(key, OPTIONAL.get(key))
@@ -171,11 +173,13 @@ def from_pieces(path: str, parts: Iterable[tuple[str, list]]) -> Raw:
     )  # fmt: skip
 
 
-def _problem(entry: Any, fields: dict) -> str:
-    """The first field that is not as it must be."""
+def _problem(entry: Any, fields: dict) -> tuple[str, str]:
+    """The first field that is not as it must be, and what it is."""
     if not isinstance(entry, dict):
-        return "is no object"
+        return "is no object", f": {reprlib.repr(entry)}"
     for key, (right, wanted) in fields.items():
-        if not right(entry[key]) if key in entry else key not in OPTIONAL:
-            return f"{key!r} must be {wanted}" if key in entry else f"{key!r} is missing"
-    return ""
+        if key not in entry and key not in OPTIONAL:
+            return f"{key!r} is missing", ""
+        if key in entry and not right(entry[key]):
+            return f"{key!r} must be {wanted}", f": {reprlib.repr(entry[key])}"
+    return "", ""

@@ -178,14 +178,19 @@ def _arrays(tree: Any, find: Find, little: bool, size: int) -> State:
 
 
 def _weights(tree: Any) -> dict[str, Strided | Rebuilt]:
-    """The first dict of tensors, in the file itself or in what training programs wrap around it."""
+    """The dict with most tensors: the file itself, or what training programs wrap beside counts and averages."""
     wrapped = [tree[name] for name in WRAPPERS if name in tree] if type(tree) is dict else []
-    for place in [tree, *wrapped]:
-        leaves = place.items() if type(place) is dict else ()
-        found = {name: leaf for name, leaf in leaves if type(name) is str and isinstance(leaf, Strided | Rebuilt)}
-        if found:
-            return found
-    content = ", ".join(str(name)[:40] for name in list(tree)[:8]) if type(tree) is dict else type(tree).__name__
+    places = [place for place in [tree, *wrapped] if type(place) is dict]
+    found = [
+        {name: leaf for name, leaf in place.items() if type(name) is str and isinstance(leaf, Strided | Rebuilt)}
+        for place in places
+    ]
+    most = max(found, key=len, default={})
+    if most:
+        return most
+    content = "a single tensor" if isinstance(tree, Strided | Rebuilt) else type(tree).__name__
+    if type(tree) is dict:
+        content = ", ".join(str(name)[:40] for name in list(tree)[:8]) or "empty"
     raise WeightsError(f"holds no tensors by name, neither at its top nor under {', '.join(WRAPPERS)}; it is {content}")
 
 

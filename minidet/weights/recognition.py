@@ -20,6 +20,7 @@ from minidet.weights.torchvision import from_torchvision
 
 CHECKPOINT_PREFIX = "weights."  # what the arrays of a model are called in a checkpoint of a training
 CLASS_OUTPUT = "head.class_subnet.final."
+BOX_BIAS = "head.box_subnet.final.bias"
 COUNT = ".num_batches_tracked"
 STAND_IN = ("object",)  # the one class of a detector that has only a backbone yet
 
@@ -101,7 +102,7 @@ def find_weights(path: str | Path) -> Found:
     for layout in LAYOUTS:
         if any(name.startswith(layout.markers) for name in given):
             state, trains = layout.translate(given), any(name.endswith(COUNT) for name in given)
-            number = _classes(state) if f"{CLASS_OUTPUT}bias" in state else 0
+            number = _classes(state) if {f"{CLASS_OUTPUT}bias", BOX_BIAS} <= state.keys() else 0
             return Found(path, layout, state, BY_NUMBER.get(number), trains)
     if any(name.startswith(CHECKPOINT_PREFIX) for name in given):
         state = {n.removeprefix(CHECKPOINT_PREFIX): a for n, a in given.items() if n.startswith(CHECKPOINT_PREFIX)}
@@ -201,11 +202,11 @@ def _measured(base, state: State):
 
 
 def _anchors(state: State) -> int:
-    return state["head.box_subnet.final.bias"].size // 4
+    return state[BOX_BIAS].size // 4
 
 
 def _classes(state: State) -> int:
-    return state[f"{CLASS_OUTPUT}bias"].size // _anchors(state)
+    return state[f"{CLASS_OUTPUT}bias"].size // max(1, _anchors(state))
 
 
 def _count(state: State, pattern: str) -> int:

@@ -42,9 +42,9 @@ def unpickle(stream: BinaryIO, storages: dict[str, Storage] | None = None) -> An
             operation, argument, _ = next(operations)
         except (ValueError, StopIteration) as error:
             raise WeightsError(f"damaged or truncated: its pickle ends early, or is none ({error})") from error
-        if operation.name == "STOP":
-            return machine.pop()
         try:
+            if operation.name == "STOP":
+                return machine.pop()
             machine.run(operation.name, argument)
         except LookupError as error:  # a stack or a memo without what the instruction needs
             raise WeightsError(f"damaged: instruction {step} of its pickle, {operation.name}, has no sense") from error
