@@ -1,4 +1,4 @@
-"""Batches on their way to a fake GPU: which bytes travel, who waits for whom, and that the numbers are NumPy's."""
+"""Batches on their way to a GPU, a fake one: which bytes travel, who waits for whom, and that the numbers are NumPy's."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ from minidet import backend
 from minidet.data import Loader
 from minidet.data.upload import Place
 from minidet.images import Preprocess
+from minidet.training.blame import first_non_finite
+from minidet.training.communicator import Alone
+from minidet.training.together import pad_alike
 
 BYTES = Preprocess(min_size=20, max_size=24, method="pil", pad_multiple=8)
 NUMBERS = replace(BYTES, method="float")
@@ -35,6 +38,13 @@ def loader(preprocess, xp=np, images=10, **settings) -> Loader:
 
 def copies() -> list[np.ndarray]:
     return [memory for _, what, memory in ORDERS if what == "copy"]
+
+
+@pytest.mark.parametrize("preprocess", [BYTES, NUMBERS], ids=["pil", "float"])
+def test_batches_arrive_as_they_are_on_numpy(preprocess, cupy):
+    """On a real GPU too, with -m gpu."""
+    for want, got in zip(loader(preprocess, images=40), loader(preprocess, cupy, images=40, workers=2), strict=True):
+        np.testing.assert_array_equal(backend.to_numpy(got.images), want.images)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -58,6 +68,22 @@ def test_the_numbers_are_numpys_and_bytes_travel_where_resizing_gives_bytes(prep
         np.testing.assert_array_equal(backend.to_numpy(g.images), w.images)
         assert g.image_ids == w.image_ids and np.array_equal(g.sizes, w.sizes)
     assert any(np.prod(w.sizes, axis=1).min() < w.images[0, :, :, 0].size for w in want)  # some were padded
+
+
+def test_batches_there_are_padded_like_those_of_other_processes(fake_cupy):
+    class Other(Alone):
+        def all_max(self, x):
+            x[...] = np.maximum(x, (40, 32))
+
+    batches = [next(iter(loader(BYTES, xp))) for xp in (np, backend.load("cupy"))]
+    want, got = (pad_alike(batch, Other()).images for batch in batches)
+    assert want.shape == (3, 40, 32, 3)
+    np.testing.assert_array_equal(got.get(), want)
+
+
+def test_images_there_that_are_not_finite_are_told(fake_cupy):
+    images = backend.load("cupy").asarray(np.array([[1, np.inf]]))
+    assert first_non_finite(None, images, lambda: None) == "the input images"
 
 
 def test_no_image_is_a_batch_too(fake_cupy):

@@ -160,7 +160,7 @@ class Loader:
             pool.shutdown(wait=True, cancel_futures=True)
 
     def _sent(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The batches on the GPU: the next one is fetched and its copy ordered before anybody waits for this one's step."""
+        """The batches on the GPU: while one is used, the next is fetched and its copy ordered."""
         places = Place.two(self.xp, self.preprocess)
         turns = cycle(places)
         pool = ThreadPoolExecutor(1, thread_name_prefix="minidet-loader-sends")
