@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from minidet.autograd import Tensor, no_grad
+from minidet.backend import Array
 from minidet.detection import Detections, PostprocessConfig, postprocess
 from minidet.images import open_image, pad_batch
 from minidet.models import RetinaNet
@@ -110,7 +111,7 @@ def detect(model: RetinaNet, pictures: Picture | Sequence[Picture]) -> Found | l
 
 def detect_batch(
     model: RetinaNet,
-    images: np.ndarray,
+    images: Array,
     sizes: Sequence[tuple[int, int]],
     original_sizes: Sequence[tuple[int, int]],
     config: PostprocessConfig | None = None,
@@ -120,7 +121,7 @@ def detect_batch(
     Batch norms use their running statistics, whatever mode the model is in; the mode is left as it was.
 
     Shapes:
-        images: (N, H, W, 3), normalised and padded
+        images: (N, H, W, 3), normalised and padded, on the host or where the model is
         sizes: (N, 2), of each image without padding
         original_sizes: (N, 2), before it was resized
     Source: RetinaNet, arXiv:1708.02002, section 4.1 "Inference".

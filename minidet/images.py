@@ -129,6 +129,24 @@ class Preprocess:
             image: (H, W, 3)
             returns: (h, w, 3) with h, w = self.size(H, W)
         """
+        return resample(self.pixels(image), self.levels(dtype), *self.size(*image.shape[:2]))
+
+    @property
+    def keeps_bytes(self) -> bool:
+        """Whether resizing gives bytes: they may then be normalised later and elsewhere, a quarter as large until then.
+
+        PIL rounds to bytes; the "float" method gives numbers between them, unless it leaves every image its size.
+        """
+        return self.method == "pil" or self.min_size == self.max_size == 0
+
+    def pixels(self, image: np.ndarray) -> np.ndarray:
+        """One image in the channel order the network sees, and where `keeps_bytes`, resized.
+
+        Shapes:
+            image: (H, W, 3)
+            returns: (h, w, 3) with h, w = self.size(H, W), or (H, W, 3)
+        Units: uint8.
+        """
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
             raise ValueError(f"expected a uint8 RGB image (H, W, 3), got {image.dtype} {image.shape}")
         size = self.size(*image.shape[:2])
@@ -137,10 +155,14 @@ class Preprocess:
         if self.method == "pil" and size != image.shape[:2]:
             pil = Image.fromarray(np.ascontiguousarray(image))
             image = np.asarray(pil.resize(size[::-1], Image.Resampling.BILINEAR))
-        return resample(image, self._levels(dtype), *size)
+        return image
 
-    def _levels(self, dtype) -> np.ndarray:
-        """What each of the 256 bytes is normalised to, in each channel: (256, 3)."""
+    def levels(self, dtype=np.float32) -> np.ndarray:
+        """What each of the 256 bytes is normalised to, in each channel.
+
+        Shapes:
+            returns: (256, 3)
+        """
         # Pixels in 0..1 are float32 even where the rest is float64, as the reference systems decode them.
         pixels = np.arange(256, dtype=np.float32) / np.float32(1 / self.scale)
         return (pixels.astype(dtype)[:, None] - np.array(self.mean, dtype)) / np.array(self.std, dtype)

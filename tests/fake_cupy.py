@@ -16,6 +16,7 @@ from types import ModuleType
 
 import cuda_serial
 import numpy as np
+from fake_streams import ORDERS, Event, Stream
 
 FUNCTIONS = (
     "abs add all amax amin any arccos arccosh arcsin arcsinh arctan arctan2 arctanh argmax argmin argsort bincount "
@@ -51,9 +52,11 @@ class Counts:
     def clear(self) -> None:
         self.waits.clear()
         self.uploads.clear()
+        ORDERS.clear()
 
 
 counts = Counts()
+Event.waits = counts.waits
 
 
 def _note(book: list[str], what: str) -> None:
@@ -162,6 +165,14 @@ class ndarray:  # noqa: N801  as CuPy calls it
     def astype(self, dtype, copy=True):
         return ndarray(self._array.astype(dtype, copy=copy))
 
+    def set(self, arr, stream=None):
+        assert isinstance(arr, np.ndarray) and (arr.dtype, arr.shape) == (self.dtype, self.shape)
+        assert arr.flags.c_contiguous and self.flags.c_contiguous
+        memory = arr
+        while not isinstance(memory, PinnedMemory):  # of other memory, the host would wait for the copy
+            memory = memory.base if isinstance(memory, np.ndarray) else memory.obj
+        stream.order("copy", arr, lambda: self._array.__setitem__(..., arr))
+
     def reshape(self, *shape):
         return ndarray(self._array.reshape(*shape))
 
@@ -211,6 +222,14 @@ def _operators() -> None:
 
 _operators()
 ndarray.__module__ = "cupy"
+
+
+class PinnedMemory(bytearray):
+    """Memory of the host that a GPU can read; of unknown content."""
+
+
+def alloc_pinned_memory(size):
+    return PinnedMemory(b"\xcc" * (-(-size // 512) * 512))  # CuPy's pool rounds up
 
 
 class Device:
@@ -270,7 +289,10 @@ def _module(name: str, **attributes) -> ModuleType:
 def modules() -> dict[str, ModuleType]:
     """Everything that `import cupy` brings, by name."""
     device = _module("cupy.cuda.device", Device=Device)
-    cuda = _module("cupy.cuda", Device=Device, device=device)
+    cuda = _module(
+        "cupy.cuda", Device=Device, device=device, Stream=Stream, Event=Event, alloc_pinned_memory=alloc_pinned_memory,
+        get_current_stream=lambda: Stream.null,
+    )  # fmt: skip
     linalg = _module("cupy.linalg", **{n: _wrapped(getattr(np.linalg, n)) for n in ("norm", "solve", "inv", "lstsq")})
     fft = _module("cupy.fft", **{n: _wrapped(getattr(np.fft, n)) for n in ("fft", "ifft")})
     own = {"ndarray": ndarray, "array": array, "asarray": asarray, "RawModule": RawModule}

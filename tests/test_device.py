@@ -16,6 +16,7 @@ import fake_cupy as fake
 import numpy as np
 import pytest
 import tiny
+from fake_streams import ORDERS
 
 import minidet as md
 from minidet import backend
@@ -54,7 +55,8 @@ def test_a_training_step_waits_once(norm, normaliser, accumulate, gpu):
     steps = len(trained.history["loss"])
     assert all("training/step.py" in place for place in gpu.counts.waits) and len(gpu.counts.waits) == steps
     sent = [place for place in gpu.counts.uploads if "nn/module" not in place]  # where the model moves to the device
-    assert len(sent) == 3 * accumulate * steps, sent  # images, boxes, classes
+    assert len(sent) == 1 + 2 * accumulate * steps, sent  # what bytes are normalised to; boxes, classes
+    assert [what for _, what, _ in ORDERS].count("copy") == steps  # images
 
 
 def test_mining_waits_once_more(gpu):
@@ -179,6 +181,9 @@ def test_real_cupy_has_what_the_fake_has():
     assert {n for n in special - {"__slots__", "__module__"} if not hasattr(real.ndarray, n)} <= {"__rmatmul__"}
     assert all(hasattr(real.cuda.Device, name) for name in ("__int__", "__enter__", "__exit__"))
     assert all(hasattr(real.RawModule, name) for name in ("get_function",))
+    assert all(hasattr(real.cuda.Stream, name) for name in ("null", "wait_event"))
+    assert all(hasattr(real.cuda.Event, name) for name in ("done", "record", "synchronize"))
+    assert all(callable(getattr(real.cuda, name)) for name in ("alloc_pinned_memory", "get_current_stream"))
 
 
 # --- the sources ------------------------------------------------------------------------------------

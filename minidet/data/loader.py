@@ -7,13 +7,17 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import cycle
 from time import perf_counter
 
 import numpy as np
 
+from minidet import backend
+from minidet.backend import Array
 from minidet.data.augment import NONE, Augment
 from minidet.data.grouping import aspect_groups, grouped_order
 from minidet.data.sample import Dataset, Sample
+from minidet.data.upload import Place
 from minidet.images import ImageError, Preprocess, pad_batch
 
 
@@ -29,7 +33,7 @@ class Batch:
         resizing.  `position` counts the images seen before this batch, `seconds` the time it was waited for.
     """
 
-    images: np.ndarray
+    images: Array
     sizes: np.ndarray
     original_sizes: np.ndarray
     boxes: list[np.ndarray]
@@ -72,6 +76,9 @@ class Loader:
     With workers, that many threads prepare up to `prefetch` batches ahead: threads, since decoding and resizing
     leave the interpreter free, while sending a batch from another process takes longer than making it.
 
+    For CuPy's `xp` the images come on the GPU, copied to it while the batch before is used, by a thread that takes
+    batches from those workers or prepares them itself.  Where the preprocessing keeps bytes, bytes are what is copied.
+
     As one of several processes, `rank` of `size`, it gives its `share` of every batch, which may be no image.
     """
 
@@ -93,6 +100,7 @@ class Loader:
         pad_to: tuple[int, int] | None = None,
         rank: int = 0,
         size: int = 1,
+        xp=np,
     ) -> None:
         images = len(dataset) if images is None else images
         if len(dataset) == 0:
@@ -106,8 +114,10 @@ class Loader:
         self.dataset, self.preprocess, self.augment = dataset, preprocess, augment
         self.batch_size, self.seed, self.images, self.start = batch_size, seed, images, start
         self.shuffle, self.workers, self.prefetch, self.pad_to = shuffle, workers, prefetch, pad_to
-        self.rank, self.size = rank, size
+        self.rank, self.size, self.xp = rank, size, xp
         self._scales = [replace(preprocess, min_size=size) for size in min_sizes] or [preprocess]
+        self._on_gpu = backend.name_of(xp) == "cupy"
+        self._as_bytes = self._on_gpu and preprocess.keeps_bytes
         self._groups = None if aspect_factor is None else aspect_groups(dataset, aspect_factor)
         self._order = lru_cache(maxsize=4)(self._permutation)
 
@@ -117,6 +127,7 @@ class Loader:
     def __iter__(self) -> Iterator[Batch]:
         positions = range(self.start, self.images, self.batch_size)
         batches = self._here(positions) if self.workers == 0 else self._ahead(positions)
+        batches = self._sent(batches) if self._on_gpu else batches
         try:
             while True:
                 began = perf_counter()
@@ -147,6 +158,32 @@ class Loader:
                 yield pending.popleft().result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+    def _sent(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The batches on the GPU: while one is used, the next is fetched and its copy ordered."""
+        places = Place.two(self.xp, self.preprocess)
+        turns = cycle(places)
+        pool = ThreadPoolExecutor(1, thread_name_prefix="minidet-loader-sends")
+
+        def send() -> tuple[Batch, Place] | None:
+            batch, place = next(batches, None), next(turns)
+            if batch is None:
+                return None
+            place.send(batch.images)
+            return batch, place
+
+        try:
+            coming = pool.submit(send)
+            while (sent := coming.result()) is not None:
+                batch, place = sent
+                images = place.receive(batch.sizes)
+                coming = pool.submit(send)  # into the other place, from which the batch before was received
+                yield replace(batch, images=images)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+            batches.close()
+            for place in places:
+                place.leave()
 
     def _batch(self, position: int) -> Batch:
         """The batch of images position, position + 1, ...: a pure function, so any thread may run it."""
@@ -179,7 +216,7 @@ class Loader:
         )
 
     def _prepare(self, position: int) -> tuple[Sample, np.ndarray, np.ndarray]:
-        """The augmented sample at a position, its normalised image, and its boxes in that image's pixels."""
+        """The augmented sample at a position, its resized image, and its boxes in that image's pixels."""
         epoch, place = divmod(position, len(self.dataset))
         index = int(self._order(epoch)[place])
         try:
@@ -187,7 +224,8 @@ class Loader:
             _check(sample, len(self.dataset.classes))
             rng = np.random.default_rng((self.seed, epoch, position))
             sample = self.augment(sample, rng)
-            image = self._scales[int(rng.integers(len(self._scales)))].prepare(sample.image)
+            scale = self._scales[int(rng.integers(len(self._scales)))]
+            image = scale.pixels(sample.image) if self._as_bytes else scale.prepare(sample.image)
         except ImageError:  # names its file
             raise
         except Exception as error:

@@ -70,7 +70,9 @@ def detections_of(
     ids = {label: ids[name] for label, name in enumerate(model.config.classes) if name in ids}
     mine = share(-(-len(dataset) // batch_size), rank, size)
     start, stop = mine.start * batch_size, min(mine.stop * batch_size, len(dataset))
-    loader = Loader(dataset, model.config.preprocess, batch_size=batch_size, shuffle=False, start=start, images=stop)
+    loader = Loader(
+        dataset, model.config.preprocess, batch_size=batch_size, shuffle=False, start=start, images=stop, xp=model.xp
+    )
     parts = []
     with tqdm(total=stop - start, desc="evaluating", unit=" images", disable=not progress, leave=False) as bar:
         for batch in loader:

@@ -6,7 +6,9 @@ from collections.abc import Callable
 
 import numpy as np
 
+from minidet import backend
 from minidet.autograd import observe
+from minidet.backend import Array
 from minidet.nn import Module
 
 
@@ -14,13 +16,13 @@ class NonFiniteError(RuntimeError):
     """Training stopped because a loss or a gradient was infinite or not a number."""
 
 
-def first_non_finite(model: Module, batch_images: np.ndarray, run: Callable[[], object]) -> str:
+def first_non_finite(model: Module, batch_images: Array, run: Callable[[], object]) -> str:
     """Where the first infinity or NaN appears when `run()` repeats the step, as a phrase.
 
     Looks at the input, the parameters, then at every op's output and every gradient, in the order in which
     they are computed.  Slow, since it looks at all of them; the training has stopped anyway.
     """
-    if not np.isfinite(batch_images).all():
+    if not _finite(backend.namespace(batch_images), batch_images):
         return "the input images"
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     for name, parameter in model.named_parameters():

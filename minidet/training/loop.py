@@ -128,7 +128,7 @@ def train(
         dataset, model.config.preprocess, batch_size=config.batch_size, seed=config.seed, images=config.images,
         start=state.position, augment=config.augment, min_sizes=config.min_sizes,
         aspect_factor=config.aspect_factor, workers=config.workers,
-        rank=communicator.rank, size=communicator.size,
+        rank=communicator.rank, size=communicator.size, xp=model.xp,
     )  # fmt: skip
     model.train()
     model.compute(precision=config.precision, recompute=config.recompute)

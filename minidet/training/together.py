@@ -28,7 +28,7 @@ def pad_alike(batch: Batch, communicator: Communicator) -> Batch:
     if batch.images.shape[1:3] == tuple(size):
         return batch
     N, h, w, channels = batch.images.shape
-    images = np.zeros((N, *size, channels), batch.images.dtype)
+    images = backend.namespace(batch.images).zeros((N, *size.tolist(), channels), dtype=batch.images.dtype)
     images[:, :h, :w] = batch.images
     return replace(batch, images=images)
 
