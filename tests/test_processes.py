@@ -30,7 +30,7 @@ from minidet.launcher import SIZES, share_machine
 from minidet.models import presets
 from minidet.nn import BatchNorm2d, Module
 from minidet.training import read_checkpoint
-from minidet.training.communicator import Alone, find_communicator
+from minidet.training.communicator import IDENTITY, Alone, find_communicator
 from minidet.training.monitor import read_metrics
 from minidet.training.together import average_statistics, check_alike, pad_alike, sum_gradients
 
@@ -317,17 +317,63 @@ def test_another_mpi_than_the_launchers_is_noticed(fake_mpi, monkeypatch):
         found_in({"OMPI_COMM_WORLD_SIZE": "3"}, monkeypatch)
 
 
+class FakeNccl:
+    """What minidet asks of `cupy.cuda.nccl`."""
+
+    NCCL_FLOAT32, NCCL_FLOAT64, NCCL_SUM = 7, 8, 0
+
+    def __init__(self):
+        self.asked = []
+
+    def get_unique_id(self):
+        return bytes(range(IDENTITY))
+
+    def NcclCommunicator(self, size, identity, rank):  # noqa: N802  CuPy's name
+        self.asked.append((size, identity, rank))
+        return SimpleNamespace(allReduce=lambda *arguments: self.asked.append(arguments))
+
+
 def test_arrays_on_a_gpu_are_summed_by_nccl(fake_mpi, monkeypatch):
-    """As far as that can be seen without one: which library is asked for the sum."""
-    asked = []
-    nccl = SimpleNamespace(all_reduce=lambda x, y: asked.append((x, y)))
+    """As far as that can be seen without one: who is told whose identity, and what NCCL is asked to sum where."""
+    nccl, stream = FakeNccl(), SimpleNamespace(ptr=77)
+    monkeypatch.setitem(sys.modules, "cupy.cuda.nccl", nccl)
     monkeypatch.setattr(backend, "library", lambda x: "cupy")
-    monkeypatch.setattr(backend, "sums_over_gpus", lambda size, rank: asked.append((size, rank)) or nccl)
-    communicator, x = found_in({"PMI_SIZE": "2"}, monkeypatch), np.ones(3)
-    communicator.all_sum(x)
-    communicator.all_sum(x)
-    assert asked[0] == (2, 0) and all(a is b is x for a, b in asked[1:]) and len(asked) == 3
-    assert fake_mpi.asked == []
+    monkeypatch.setattr(
+        backend, "cuda", lambda: SimpleNamespace(cuda=SimpleNamespace(get_current_stream=lambda: stream))
+    )
+    fake_mpi.Bcast = fake_mpi.asked.append
+    communicator = found_in({"PMI_SIZE": "2"}, monkeypatch)
+    for dtype in ("float32", "float64"):
+        x = SimpleNamespace(data=SimpleNamespace(ptr=1234), size=5, dtype=np.dtype(dtype))
+        communicator.all_sum(x)
+    assert fake_mpi.asked == [bytes(range(IDENTITY))]
+    assert nccl.asked == [(2, bytes(range(IDENTITY)), 0), (1234, 1234, 5, 7, 0, 77), (1234, 1234, 5, 8, 0, 77)]
+
+
+def test_the_other_processes_learn_the_identity(fake_mpi, monkeypatch):
+    nccl = FakeNccl()
+    monkeypatch.setitem(sys.modules, "cupy.cuda.nccl", nccl)
+    monkeypatch.setattr(backend, "library", lambda x: "cupy")
+    monkeypatch.setattr(backend, "sums_over_gpus", lambda *arguments: nccl.asked.append(arguments) or (lambda x: None))
+
+    def receive(identity):
+        identity[:] = bytes(range(IDENTITY))
+
+    fake_mpi.rank, fake_mpi.Bcast = 1, receive
+    found_in({"PMI_SIZE": "2"}, monkeypatch).all_sum(np.ones(3))
+    assert nccl.asked == [(2, 1, bytes(range(IDENTITY)))]
+
+
+@pytest.mark.gpu
+def test_nccl_sums_over_one_gpu():
+    try:
+        xp, identity = backend.load("cupy"), backend.nccl_identity()
+    except (RuntimeError, ImportError) as error:
+        pytest.skip(f"no GPU, or no NCCL: {error}")
+    assert len(identity) == IDENTITY
+    x = xp.arange(5, dtype=xp.float32)
+    backend.sums_over_gpus(1, 0, identity)(x)
+    np.testing.assert_array_equal(backend.to_numpy(x), np.arange(5))
 
 
 def test_an_exception_that_nobody_catches_ends_all(fake_mpi, monkeypatch, capsys):

@@ -21,6 +21,9 @@ from minidet.launcher import SIZES, told
 
 Arrays = dict[str, np.ndarray]
 
+IDENTITY = 128
+"""Bytes by which processes that use NCCL together know each other (NCCL_UNIQUE_ID_BYTES of nccl.h)."""
+
 
 class Communicator(Protocol):
     """This process, `rank`, among `size` of them; but for `fail`, all have to call each method, in the same order."""
@@ -83,7 +86,7 @@ class Mpi:
                 f"mpiexec started this process, but mpi4py cannot be used ({error}): pip install 'minidet[mpi]', "
                 "or run without mpiexec"
             ) from error
-        self._mpi, self._world, self._nccl = MPI, MPI.COMM_WORLD, None
+        self._mpi, self._world, self._sum_over_gpus = MPI, MPI.COMM_WORLD, None
         self.rank, self.size = self._world.rank, self._world.size
         expected = told(SIZES, os.environ, self.size)
         if self.size != expected:
@@ -98,9 +101,11 @@ class Mpi:
         if backend.library(values) != "cupy":
             self._world.Allreduce(self._mpi.IN_PLACE, values)
             return
-        if self._nccl is None:
-            self._nccl = backend.sums_over_gpus(self.size, self.rank)
-        self._nccl.all_reduce(values, values)
+        if self._sum_over_gpus is None:
+            identity = bytearray(backend.nccl_identity() if self.rank == 0 else IDENTITY)
+            self._world.Bcast(identity)
+            self._sum_over_gpus = backend.sums_over_gpus(self.size, self.rank, bytes(identity))
+        self._sum_over_gpus(values)
 
     def all_max(self, values: np.ndarray) -> None:
         """Replace `values` by their maximum over all processes."""
