@@ -1,4 +1,4 @@
-"""Batches on their way to a fake GPU: which bytes travel, who waits for whom, and that the numbers are NumPy's."""
+"""Batches on their way to a GPU: which bytes travel, who waits for whom, and that the numbers are NumPy's."""
 
 from __future__ import annotations
 
