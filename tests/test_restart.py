@@ -193,6 +193,9 @@ def test_a_checkpoint_without_settings_cannot_be_continued(finished):
         run(finished, resume=True)
 
 
+ONE_THREAD = {"NUMBA_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+"""Trainings that are compared have as many threads: sums of more are equal only to rounding."""
+
 NAP = 0.01  # seconds
 ENOUGH = 1800  # seconds for a training to end by itself, on a machine that does other things too
 
@@ -227,7 +230,7 @@ def test_a_small_disk(checkpoints, tmp_path):
     arguments = [tmp_path / "disk", sys.executable, data, size, tmp_path / "parts"]
     done = subprocess.run(
         ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, "sh", *map(str, arguments)],
-        capture_output=True, text=True, check=False,
+        capture_output=True, text=True, check=False, env=os.environ | ONE_THREAD,
     )  # fmt: skip
     if done.returncode in (77, 127) or "unshare" in done.stderr:
         pytest.skip(f"cannot mount a file system here: {done.stderr}")
@@ -258,7 +261,7 @@ class Training:
         self.rows = len(read_metrics(self.table))
         self.process = subprocess.Popen(
             list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env=os.environ | {"NUMBA_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+            env=os.environ | ONE_THREAD,
         )  # fmt: skip
 
     def wait_for(self, condition) -> bool:
