@@ -215,12 +215,9 @@ assert error["Winograd F(4, 3)"] > error["direct"] and speed["Winograd F(4, 3)"]
 #
 # Convolutions, and what they must remember for the way back, grow with the number of pixels.  A training step of
 # RetinaNet on ResNet-50, as `python -m tests.benchmarks.growth --picture chapters/pictures/growth.png` measured it on
-# two cores of a Cascade Lake Xeon:
+# two cores of a Cascade Lake Xeon, in 631 to 5,014 MiB:
 #
 # ![time per image and peak memory against pixels, for one, two and four images a step](pictures/growth.png)
-#
-# Four images of 800 x 800 need 5,014 MiB, one of 256 x 256 needs 631: weights, gradients and momentum are the same for
-# all.  A step of one small image handles all these weights for little work; four share that.
 #
 # What else can grow is the number of objects.  Matching compares each anchor with each object; suppression
 # compares each box with those it could overlap.  The anchors here are those of an image of 512 x 512.
