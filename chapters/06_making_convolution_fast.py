@@ -213,9 +213,8 @@ assert error["Winograd F(4, 3)"] > error["direct"] and speed["Winograd F(4, 3)"]
 # %% [markdown]
 # ## How cost grows
 #
-# Convolutions, and what they must remember for the way back, grow with the number of pixels.  A training step of
-# RetinaNet on ResNet-50, as `python -m tests.benchmarks.growth --picture chapters/pictures/growth.png` measured it on
-# two cores of a Cascade Lake Xeon, in 631 to 5,014 MiB:
+# Convolutions, and what they must remember for the way back, grow with the number of pixels: here for training steps
+# of RetinaNet on ResNet-50 (`python -m tests.benchmarks.growth --picture chapters/pictures/growth.png`, on a Xeon).
 #
 # ![time per image and peak memory against pixels, for one, two and four images a step](pictures/growth.png)
 #
