@@ -457,6 +457,16 @@ def test_large_sums_keep_their_digits():
     np.testing.assert_allclose(loss, 16_000_000 * one, rtol=1e-6)
 
 
+@pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="the error is that of fused products, compiled")
+def test_polynomials_keep_their_digits():
+    x = np.linspace(-87, 0, 5_001, dtype=np.float32)
+    found = [focal._exp_of_negative(value) for value in x]
+    np.testing.assert_allclose(found, np.exp(x.astype(float)), rtol=2e-7)
+    x = np.concatenate([np.logspace(-30, 0, 5_001), np.linspace(0, 1, 5_001)]).astype(np.float32)
+    found = [focal._log1p(value) for value in x]
+    np.testing.assert_allclose(found, np.log1p(x.astype(float)), rtol=2.5e-7)
+
+
 # --- transposes -----------------------------------------------------------------------------------
 
 

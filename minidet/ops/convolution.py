@@ -155,7 +155,7 @@ def _filters(weight: Tensor, dtype, lasting: bool) -> tuple[Array, dict]:
 def _scaled(filters: Array, scale: Array, memo: dict) -> tuple[Array, dict]:
     """Every filter times its scale, with a memo of its own; kept in `memo` as long as the scale stays the same."""
     known, xp = memo.get("scaled"), namespace(scale)
-    # To compare numbers on a device is to wait for it, which costs more than to scale the filters once more.
+    # To compare numbers on a device is to wait for it: there filters are scaled once more instead.
     if known is None or not (known[0] is scale or (xp is np and np.array_equal(known[0], scale))):
         known = memo["scaled"] = (scale, scale_rows(filters, scale), {})
     return known[1:]
