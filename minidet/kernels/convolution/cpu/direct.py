@@ -13,6 +13,7 @@ from minidet.kernels.convolution.cpu.lanes import LANES, ROWS, WIDTH
 from minidet.kernels.convolution.cpu.microkernel import multiply_rows
 from minidet.kernels.convolution.cpu.panels import padded, vectors_of
 from minidet.kernels.convolution.cpu.plan import Plan
+from minidet.kernels.convolution.cpu.scratch import aligned
 from minidet.kernels.parallel import parallel
 
 GROUP = 8
@@ -30,7 +31,7 @@ def gathered_product(x, plan: Plan, panels, outputs: int, *, depth: int, scale=N
     """
     N, _, C = x.shape
     repeats = N // plan.images
-    y = np.empty((N, plan.written // plan.images, outputs), dtype=np.float32)
+    y = aligned(N, plan.written // plan.images, outputs)
     tiles = repeats * len(plan.tiles)
     units = -(-tiles // GROUP)
     epilogue = epilogue_of(outputs, scale, bias)

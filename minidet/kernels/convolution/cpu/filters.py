@@ -6,8 +6,9 @@ import numpy as np
 from numba import njit
 
 from minidet.kernels.convolution.cpu.lanes import LANES, WIDTH
-from minidet.kernels.convolution.cpu.microkernel import transpose_square
+from minidet.kernels.convolution.cpu.microkernel import copy_run, transpose_square
 from minidet.kernels.convolution.cpu.panels import padded, vectors_of
+from minidet.kernels.convolution.cpu.scratch import aligned
 from minidet.kernels.convolution.cpu.transform import TAPS, WEIGHT_2, WEIGHT_4, points, transform_vectors
 from minidet.kernels.parallel import parallel
 
@@ -24,37 +25,51 @@ def transformed(weight, side: int, memo: dict, *, transposed: bool):
     if key not in memo:
         F, C = weight.shape[0], weight.shape[3]
         outputs, depth = (C, F) if transposed else (F, C)
-        panels = np.empty(points(side) * padded(outputs) * padded(depth), dtype=np.float32)
-        if depth % LANES:  # rows that no filter or channel has
-            panels[:] = 0
-        unit, blocks = _turned if transposed else _straight, -(-outputs // LANES)
-        unit(blocks, weight.reshape(-1), F, C, outputs, padded(depth), panels, side)
+        panels, runs = aligned(points(side) * padded(outputs) * padded(depth)), padded(depth) // LANES
+        units = -(-outputs // WIDTH) * runs
+        _transform_run(units, runs, weight.reshape(-1), F, C, outputs, padded(depth), transposed, panels, side)
         memo[key] = panels
     return memo[key]
 
 
 @parallel
-def _straight(block, weight, F, C, outputs, depth, panels, side):
-    """Outputs are filters: LANES of them are transformed side by side and then transposed."""
-    first = block * LANES
-    square = np.zeros(points(side) * LANES * LANES, dtype=np.float32)
-    place, width = _place(first, outputs, depth, side)
-    for c in range(0, C, LANES):
-        for f in range(min(LANES, F - first)):
-            _transform(weight, (first + f) * TAPS * TAPS * C + c, C, C - c, square, f * LANES, LANES * LANES, side)
-        for q in range(points(side)):
-            target = place + (q * depth + c) * width
-            transpose_square(panels, target, width, square, q * LANES * LANES, LANES, LANES)
+def _transform_run(unit, runs, weight, F, C, outputs, depth, turned, panels, side):
+    """LANES rows of a panel, all points of them.
+
+    They are gathered in cache, point by point, and then copied: in the panels a point is as far from the next as
+    a whole matrix, often a power of two, and lines that are written in turn there would displace each other.
+    """
+    first, begin = unit // runs * WIDTH, unit % runs * LANES
+    width, many = vectors_of(outputs - first) * LANES, points(side)
+    block = np.empty(many * LANES * width, dtype=np.float32)
+    squares = np.empty(TAPS * TAPS * LANES**2, dtype=np.float32)
+    for j in range(0, width, LANES):
+        if turned:  # outputs are channels, which lie side by side already; the last tap comes first
+            for i in range(LANES):
+                f = begin + i
+                last, valid = (f * TAPS * TAPS + TAPS * TAPS - 1) * C + first + j, C - first - j if f < F else 0
+                _transform(weight, last, -C, valid, block, i * width + j, LANES * width, side)
+        else:
+            for tap in range(TAPS * TAPS):
+                _transpose(weight, F, C, first + j, tap, begin, squares, tap * LANES**2)
+            for i in range(LANES):
+                _transform(squares, i * LANES, LANES**2, LANES, block, i * width + j, LANES * width, side)
+    for q in range(many):
+        target = (first * many + q * width) * depth + begin * width
+        for k in range(0, LANES * width, LANES):
+            copy_run(panels, target + k, block, q * LANES * width + k, LANES)
 
 
-@parallel
-def _turned(block, weight, F, C, outputs, depth, panels, side):
-    """Outputs are channels, which lie side by side already; the last tap comes first."""
-    first = block * LANES
-    place, width = _place(first, outputs, depth, side)
-    for f in range(F):
-        last = (f * TAPS * TAPS + TAPS * TAPS - 1) * C + first
-        _transform(weight, last, -C, C - first, panels, place + f * width, depth * width, side)
+@njit
+def _transpose(weight, F, C, f, tap, c, target, to):
+    """target[to + i*LANES + j] = weight[f + j, tap, c + i], or zero where there is no such filter or channel."""
+    if f + LANES <= F and c + LANES <= C:
+        transpose_square(target, to, LANES, weight, (f * TAPS * TAPS + tap) * C + c, TAPS * TAPS * C, LANES)
+    else:
+        for i in range(LANES):
+            for j in range(LANES):
+                inside = f + j < F and c + i < C
+                target[to + i * LANES + j] = weight[((f + j) * TAPS * TAPS + tap) * C + c + i] if inside else 0
 
 
 @njit
@@ -63,11 +78,3 @@ def _transform(weight, start, pitch, channels, target, to, apart, side):
         transform_vectors(weight, start, pitch, channels, target, to, apart, LANES, WEIGHT_4)
     else:
         transform_vectors(weight, start, pitch, channels, target, to, apart, LANES, WEIGHT_2)
-
-
-@njit
-def _place(first, outputs, depth, side):
-    """Where output `first`, a multiple of LANES, stands at the panels' first point, and its panel's width."""
-    column = first // WIDTH * WIDTH
-    width = vectors_of(outputs - column) * LANES
-    return column * points(side) * depth + first - column, width

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
 from numba.extending import register_jitable
 
 from minidet.kernels.convolution.cpu.lanes import LANES, VECTORS, WIDTH
 from minidet.kernels.convolution.cpu.microkernel import copy_run, transpose_square
+from minidet.kernels.convolution.cpu.scratch import aligned
 from minidet.kernels.parallel import parallel
 
 
@@ -25,7 +25,7 @@ def packed(weight, order, memo: dict, *, transposed: bool):
         F, T, C = weight.shape
         outputs, depth = (C, F) if transposed else (F, C)
         output_stride, depth_stride = (1, T * C) if transposed else (T * C, 1)
-        panels = np.empty(padded(outputs) * T * depth, dtype=np.float32)
+        panels = aligned(padded(outputs) * T * depth)
         blocks = -(-outputs // WIDTH) * len(order)
         _pack_block(blocks, weight.reshape(-1), order, panels, outputs, depth, output_stride, C, depth_stride)
         memo[key] = panels

@@ -1,21 +1,37 @@
-"""Memory that a kernel needs only while it runs: the same again in the next call."""
+"""Memory as the vectors of these kernels want it: whole cache lines, and the same again in the next call."""
 
 from __future__ import annotations
 
+import math
 import threading
 
 import numpy as np
 
+LINE = 64
+"""Bytes of a cache line, and of the widest vector."""
+
 _kept = threading.local()
 
 
+def aligned(*shape: int) -> np.ndarray:
+    """An array of float32 numbers, undefined, that begins where a cache line does.
+
+    NumPy's own begin 16 bytes later.  Then every vector lies in two lines: it costs two accesses, and where its
+    neighbour is written at another time, each line goes to memory and back twice.
+    """
+    size = math.prod(shape)
+    memory = np.empty(size + LINE // 4, dtype=np.float32)
+    first = -memory.ctypes.data % LINE // 4
+    return memory[first : first + size].reshape(shape)
+
+
 def scratch(purpose: str, size: int) -> np.ndarray:
-    """`size` float32 numbers, undefined; until this thread asks for the same purpose again.
+    """`size` float32 numbers, undefined and aligned; until this thread asks for the same purpose again.
 
     Fresh memory costs more than the work on it: the system hands it out page by page, each filled with zeros at
     its first touch.  A thread keeps the largest array that it ever needed for a purpose.
     """
     arrays = _kept.__dict__
     if purpose not in arrays or arrays[purpose].size < size:
-        arrays[purpose] = np.empty(size, dtype=np.float32)
+        arrays[purpose] = aligned(size)
     return arrays[purpose][:size]

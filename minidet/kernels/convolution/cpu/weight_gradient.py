@@ -14,10 +14,12 @@ from minidet.kernels.convolution.cpu.lanes import FILTERS, LANES, PAIR, ROWS
 from minidet.kernels.convolution.cpu.microkernel import accumulate_rows, copy_run
 from minidet.kernels.convolution.cpu.panels import padded
 from minidet.kernels.convolution.cpu.plan import Plan
+from minidet.kernels.convolution.cpu.scratch import aligned, scratch
 from minidet.kernels.parallel import parallel
 
-BLOCK = 128 // ROWS
-"""Tiles of pixels in a block: long enough to hide loading and storing the sums."""
+BLOCK = 160 // ROWS
+"""Tiles of pixels in a block, at most: long enough to hide loading and storing the sums, and a panel of a block's
+columns fits the first-level cache."""
 
 GROUP = 32
 """Vectors of columns that are laid out together, so that a pixel's channels are read as they lie in memory."""
@@ -41,11 +43,17 @@ def outer_products(x, gy, plan: Plan, *, depth: int):
     columns = taps * padded(depth)
     threads = get_num_threads()
     shares, ranges = (threads, 1) if rows * columns <= FEW_WEIGHTS else (1, threads)
-    sums = np.zeros((shares, rows, columns), dtype=np.float32)
+    sums = aligned(shares, rows, columns)
+    sums.fill(0)
     tiles = N // plan.images * len(plan.tiles)
+    share = -(-tiles // shares)
+    block = -(-share // -(-share // BLOCK))  # all of one length: a short one moves as many sums as a long one
+    left = scratch("left", threads * rows * block * ROWS)
+    right = scratch("right", threads * GROUP * LANES * block * ROWS)
     _unit(
         shares * ranges, shares, ranges, tiles, x.reshape(-1), C, depth, gy.reshape(-1), F,
         plan.tiles, plan.sources, plan.targets, plan.read, plan.written, sums.reshape(-1), rows, columns,
+        left, right, block,
     )  # fmt: skip
     total = sums[0] if shares == 1 else sums.sum(axis=0)
     return np.ascontiguousarray(total[:F].reshape(F, taps, -1)[:, :, :depth])
@@ -53,19 +61,19 @@ def outer_products(x, gy, plan: Plan, *, depth: int):
 
 @parallel
 def _unit(
-    unit, shares, ranges, tiles, x, pitch, depth, gy, F, table, sources, targets, read, written, sums, rows, columns
-):
+    unit, shares, ranges, tiles, x, pitch, depth, gy, F, table, sources, targets, read, written, sums, rows, columns,
+    left, right, block,
+):  # fmt: skip
     """The pixels of one share of the tiles, block by block, for one of `ranges` parts of the columns."""
     share, part = unit // ranges, unit % ranges
     begin, end, place = share * tiles // shares, (share + 1) * tiles // shares, share * rows * columns
     vectors = columns // LANES
     pairs = (vectors + PAIR - 1) // PAIR
     low, high = part * pairs // ranges * PAIR, min(vectors, (part + 1) * pairs // ranges * PAIR)
-    left = np.empty(rows * BLOCK * ROWS, dtype=np.float32)
-    right = np.empty(min(high - low, GROUP) * LANES * BLOCK * ROWS, dtype=np.float32)
+    left, right = left[unit * rows * block * ROWS :], right[unit * GROUP * LANES * block * ROWS :]
     zeros = np.zeros(LANES, dtype=np.float32)
-    for first in range(begin, end, BLOCK):
-        last = min(first + BLOCK, end)
+    for first in range(begin, end, block):
+        last = min(first + block, end)
         pixels = (last - first) * ROWS
         _lay_out_filters(first, last, gy, F, targets, written, left, pixels)
         for start in range(low, high, GROUP):

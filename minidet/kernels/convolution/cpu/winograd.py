@@ -20,6 +20,7 @@ from minidet.kernels.convolution.cpu.lanes import LANES, PAIR, ROWS, WIDTH
 from minidet.kernels.convolution.cpu.microkernel import multiply_rows
 from minidet.kernels.convolution.cpu.panels import padded, vectors_of
 from minidet.kernels.convolution.cpu.plan import NOWHERE
+from minidet.kernels.convolution.cpu.scratch import aligned, scratch
 from minidet.kernels.convolution.cpu.transform import (
     INPUT_2,
     INPUT_4,
@@ -118,16 +119,20 @@ def tiled_product(x, plan: Tiling, panels, pixels: int, outputs: int, *, scale=N
         returns: (N, pixels, outputs)
     """
     N, _, C = x.shape
-    y = np.empty((N, pixels, outputs), dtype=np.float32)
+    y = aligned(N, pixels, outputs)
     many = points(plan.side)
     units, span = get_num_threads(), min(WIDTH, padded(outputs))
     room = CACHE // (many * (padded(C) + span))
     block = HEAVY_BLOCK if many * C * outputs > HEAVY else min(MOST_BLOCK, max(LEAST_BLOCK, room))
     block = min(block, -(-plan.tiles // units) + ROWS - 1) // ROWS * ROWS
+    # A tile's points lie together, for they are written together.  At distances of a power of two they would share
+    # one set of the cache: so rows are a vector longer, and a tile has a row more, than they need.
+    pitch, step = padded(C) + LANES, many + 1
+    inputs, products = scratch("inputs", units * block * step * pitch), scratch("products", units * block * step * span)
     _unit(
         units, units, plan.tiles, x.reshape(-1), C, np.zeros(padded(C), np.float32), plan.patches, plan.targets,
         panels, y.reshape(-1), outputs, epilogue_of(outputs, scale, bias), epilogue_of(span, None, None),
-        np.float32(0 if relu else -np.inf), block, span, plan.side,
+        np.float32(0 if relu else -np.inf), inputs, pitch, products, step, block, span, plan.side,
     )  # fmt: skip
     return y
 
@@ -135,38 +140,34 @@ def tiled_product(x, plan: Tiling, panels, pixels: int, outputs: int, *, scale=N
 @parallel
 def _unit(
     unit, units, tiles, x, C, zeros, patches, targets, panels, y, outputs, epilogue, neutral, floor,
-    block, span, side,
+    inputs, pitch, products, step, block, span, side,
 ):  # fmt: skip
     """A share of the tiles, a block at a time."""
     begin, end = unit * tiles // units, (unit + 1) * tiles // units
-    depth, many = len(zeros), points(side)
-    # A tile's points lie together, for they are written together.  At distances of a power of two they would share
-    # one set of the cache: so rows are a vector longer, and a tile has a row more, than they need.
-    pitch, step = depth + LANES, many + 1
+    depth, many, base = len(zeros), points(side), unit * block * step
     rows = np.arange(ROWS).astype(np.int32) * np.int32(step)
-    inputs = np.empty(block * step * pitch, dtype=np.float32)
-    products = np.empty(block * step * span, dtype=np.float32)
     nowhere = np.empty(outputs, dtype=np.float32)
     for first in range(begin, end, block):
         # Behind the last tile of a block lie any numbers: multiplied along with it, never stored.
         count = min(block, end - first)
         for t in range(count):
-            gather(side, x, C, zeros, patches, first + t, 0, C, inputs, t * step * pitch, LANES, PAIR * LANES, pitch)
+            place = (base + t * step) * pitch
+            gather(side, x, C, zeros, patches, first + t, 0, C, inputs, place, LANES, PAIR * LANES, pitch)
         for start in range(0, outputs, span):
             stop = min(start + span, outputs)
             for q in range(many):
                 for column in range(start, stop, WIDTH):
                     vectors = vectors_of(stop - column)
                     panel = (column * many + q * vectors * LANES) * depth
-                    for t in range(q, q + count * step, ROWS * step):
+                    for t in range(base + q, base + q + count * step, ROWS * step):
                         multiply_rows(
                             vectors, inputs, pitch, zeros, rows, 0, t, 1, depth, panels, panel, products, span,
                             rows, 0, t, column - start, vectors * LANES, neutral, -np.float32(np.inf),
                         )  # fmt: skip
             for t in range(count):
                 _scatter(
-                    side, products, t * step * span, span, y, outputs, targets, first + t, start, stop, epilogue,
-                    floor, nowhere,
+                    side, products, (base + t * step) * span, span, y, outputs, targets, first + t, start, stop,
+                    epilogue, floor, nowhere,
                 )  # fmt: skip
 
 

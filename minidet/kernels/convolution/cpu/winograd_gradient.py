@@ -13,7 +13,7 @@ from numba import njit
 from minidet.kernels.convolution.cpu.lanes import FILTERS, LANES, PAIR
 from minidet.kernels.convolution.cpu.microkernel import accumulate_rows
 from minidet.kernels.convolution.cpu.panels import padded
-from minidet.kernels.convolution.cpu.scratch import scratch
+from minidet.kernels.convolution.cpu.scratch import aligned, scratch
 from minidet.kernels.convolution.cpu.transform import (
     GRADIENT_2,
     GRADIENT_4,
@@ -63,7 +63,7 @@ def pointwise_products(x, gy, plan: Tiling):
     chunk = min(runs, max(2, (LARGE_SCRATCH if len(sums) > MANY_SUMS else SCRATCH) // each))
     left = scratch("left", chunk * RUN * many * padded(F))
     right = scratch("right", chunk * RUN * many * padded(C))
-    gweight = np.empty((F, TAPS, TAPS, C), dtype=np.float32)
+    gweight = aligned(F, TAPS, TAPS, C)
     arrays = (
         x.reshape(-1), gy.reshape(-1), np.zeros(LANES + max(C, F), dtype=np.float32), plan.patches, plan.targets,
         left, right, sums, gweight.reshape(-1),
