@@ -43,12 +43,16 @@ def fake_cupy(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
 
     from minidet.kernels.convolution.gpu import cuda
 
-    backend.cuda_module.cache_clear()  # of a real one
+    def forget() -> None:
+        backend.cuda_module.cache_clear()
+        cuda._kernel.cache_clear()
+
+    forget()  # those of a real one
     monkeypatch.setattr(backend, "_cupy_checked", True)  # nothing to count yet
     stand_ins.on_bare_arrays(monkeypatch, cuda, fake_cupy.bare)
     with fake_cupy.installed():
         yield fake_cupy
-    backend.cuda_module.cache_clear()
+    forget()
 
 
 @pytest.fixture(params=["fake", pytest.param("real", marks=pytest.mark.gpu)])

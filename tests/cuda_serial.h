@@ -6,6 +6,8 @@
 #define __global__
 #define __device__
 #define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __shared__
 
 struct Index { unsigned x; };
 static Index blockIdx, threadIdx, blockDim, gridDim;

@@ -16,7 +16,9 @@ from types import ModuleType
 
 import cuda_serial
 import numpy as np
-from fake_streams import ORDERS, Event, Stream
+from fake_launches import Kernel, signatures
+from fake_streams import ORDERS, Device, Event, PinnedMemory, Stream, alloc_pinned_memory
+from stand_ins import kernels_of_shift
 
 FUNCTIONS = (
     "abs add all amax amin any arccos arccosh arcsin arcsinh arctan arctan2 arctanh argmax argmin argsort bincount "
@@ -224,33 +226,6 @@ _operators()
 ndarray.__module__ = "cupy"
 
 
-class PinnedMemory(bytearray):
-    """Memory of the host that a GPU can read; of unknown content."""
-
-
-def alloc_pinned_memory(size):
-    return PinnedMemory(b"\xcc" * (-(-size // 512) * 512))  # CuPy's pool rounds up
-
-
-class Device:
-    """The only one."""
-
-    def __init__(self, device=None):
-        self.id = 0
-
-    def __int__(self) -> int:
-        return self.id
-
-    def __eq__(self, other) -> bool:
-        return isinstance(other, Device)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_) -> None:
-        pass
-
-
 def array(obj, dtype=None, copy=True):
     if isinstance(obj, ndarray):
         return ndarray(np.array(obj._array, dtype=dtype, copy=copy))
@@ -265,19 +240,16 @@ def asarray(obj, dtype=None):
 
 
 class RawModule:
-    """CUDA's source, compiled for this CPU, to run a thread after the other."""
+    """CUDA's source, compiled for this CPU, to run a thread after the other; for the convolutions' there is NumPy."""
 
     def __init__(self, code=None, *, options=()):
-        real = next(option for option in options if option.startswith("-DREAL="))
-        self._kernels = cuda_serial.compile(code, real)
+        self._signatures = signatures(code, options)
+        real = next((option for option in options if option.startswith("-DREAL=")), None)
+        self._kernels = cuda_serial.compile(code, real) if real else kernels_of_shift(self._signatures)
 
     def get_function(self, name):
         kernel = self._kernels[name]
-
-        def run(grid, block, args):
-            kernel(grid, block, [arg._array if isinstance(arg, ndarray) else arg for arg in args])
-
-        return run
+        return Kernel(self._signatures[name], lambda grid, block, args: kernel(grid, block, bare(args)), ndarray)
 
 
 def _module(name: str, **attributes) -> ModuleType:

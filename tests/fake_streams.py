@@ -1,7 +1,8 @@
-"""Streams and events of a fake GPU: what another stream than the null stream is told to do, it does at the last moment.
+"""A fake GPU's streams, events and pinned memory.
 
-That is when somebody waits for it.  So whoever forgets to wait finds the memory as it was before, and whoever
-overwrites what a copy has yet to read sees it in the copy.
+What another stream than the null stream is told to do, it does at the last moment: when somebody waits for it.  So
+whoever forgets to wait finds the memory as it was before, and whoever overwrites what a copy has yet to read sees it
+in the copy.
 """
 
 from __future__ import annotations
@@ -73,3 +74,30 @@ class Event:
         if not self.done:
             self.waits.append("an event")
         self.finish()
+
+
+class PinnedMemory(bytearray):
+    """Memory of the host that a GPU can read; of unknown content."""
+
+
+def alloc_pinned_memory(size):
+    return PinnedMemory(b"\xcc" * (-(-size // 512) * 512))  # CuPy's pool rounds up
+
+
+class Device:
+    """The only one."""
+
+    def __init__(self, device=None):
+        self.id = 0
+
+    def __int__(self) -> int:
+        return self.id
+
+    def __eq__(self, other) -> bool:
+        return isinstance(other, Device)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_) -> None:
+        pass
