@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from fake_launches import SHARED, Parameter, signatures
 
-from minidet import backend
+from minidet import backend, kernels
 
 SOURCE = """
 typedef long long Count;
@@ -125,3 +125,15 @@ def test_shared_memory_must_be_asked_for(there):
     fold.max_dynamic_shared_size_bytes = 228 << 10
     with pytest.raises(AssertionError, match="of shared memory of 233472"):
         fold(grid, block, args, shared_mem=SHARED)
+
+
+def test_a_kernel_is_looked_up_once(fake_cupy, monkeypatch):
+    """For a file, a name and a type; and forgotten with the GPU."""
+    xp, asked = backend.load("cupy"), []
+    find = fake_cupy.RawModule.get_function
+    monkeypatch.setattr(fake_cupy.RawModule, "get_function", lambda self, name: asked.append(name) or find(self, name))
+    for dtype in (xp.float32, xp.float64):
+        for _ in range(3):
+            kernels.rectify(xp.asarray(np.ones(3), dtype=dtype))
+            kernels.rectify_sum(*[xp.asarray(np.ones(3), dtype=dtype)] * 2)
+    assert asked == ["rectify", "rectify_sum"] * 2

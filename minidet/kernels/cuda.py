@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,14 @@ def launch(source: str, name: str, threads: int, *args: Array | int | float, rea
     """
     blocks = -(-threads // THREADS)
     if blocks:
-        kind = "double" if str(real) == "float64" else "float"
-        module = backend.cuda_module(Path(source).with_suffix(".cu"), *OPTIONS, f"-DREAL={kind}")
-        module.get_function(name)((blocks,), (THREADS,), args)
+        _kernel(source, name, "double" if str(real) == "float64" else "float")((blocks,), (THREADS,), args)
+
+
+@cache
+def _kernel(source: str, name: str, kind: str):
+    """A kernel, looked up once: CuPy would ask the driver for it again."""
+    module = backend.cuda_module(Path(source).with_suffix(".cu"), *OPTIONS, f"-DREAL={kind}")
+    return module.get_function(name)
 
 
 def contiguous(x: Array) -> Array:
