@@ -17,7 +17,7 @@ from types import ModuleType
 import cuda_serial
 import numpy as np
 from fake_launches import Kernel, signatures
-from fake_streams import ORDERS, Device, Event, PinnedMemory, Stream, alloc_pinned_memory
+from fake_streams import ORDERS, Device, Event, MemoryPool, PinnedMemory, Stream, alloc_pinned_memory
 from stand_ins import kernels_of_shift
 
 FUNCTIONS = (
@@ -37,7 +37,7 @@ PASSED_ON = (
     "int8 integer intp isdtype issubdtype nan newaxis number pi signedinteger uint16 uint32 uint64 uint8 "
     "unsignedinteger"
 ).split()
-OWN = "ndarray array asarray RawModule cuda linalg fft _core".split()
+OWN = "ndarray array asarray RawModule cuda linalg fft _core get_default_memory_pool".split()
 NAMES = (*FUNCTIONS, *CREATORS, *PASSED_ON, *OWN)
 """All there is.  A test holds that real CuPy has each."""
 
@@ -110,9 +110,9 @@ class ndarray:  # noqa: N801  as CuPy calls it
     def __init__(self, array: np.ndarray):
         self._array = array
 
-    shape, ndim, size, dtype, flags, strides, nbytes, itemsize = (
+    base, shape, ndim, size, dtype, flags, strides, nbytes, itemsize = (
         property(lambda self, name=name: getattr(self._array, name))
-        for name in ("shape", "ndim", "size", "dtype", "flags", "strides", "nbytes", "itemsize")
+        for name in ("base", "shape", "ndim", "size", "dtype", "flags", "strides", "nbytes", "itemsize")
     )
 
     @property
@@ -165,7 +165,7 @@ class ndarray:  # noqa: N801  as CuPy calls it
         return ndarray(self._array.copy())
 
     def astype(self, dtype, copy=True):
-        return ndarray(self._array.astype(dtype, copy=copy))
+        return self if not copy and self.dtype == dtype else ndarray(self._array.astype(dtype))
 
     def set(self, arr, stream=None):
         assert isinstance(arr, np.ndarray) and (arr.dtype, arr.shape) == (self.dtype, self.shape)
@@ -268,6 +268,7 @@ def modules() -> dict[str, ModuleType]:
     linalg = _module("cupy.linalg", **{n: _wrapped(getattr(np.linalg, n)) for n in ("norm", "solve", "inv", "lstsq")})
     fft = _module("cupy.fft", **{n: _wrapped(getattr(np.fft, n)) for n in ("fft", "ifft")})
     own = {"ndarray": ndarray, "array": array, "asarray": asarray, "RawModule": RawModule}
+    own["get_default_memory_pool"] = MemoryPool
     core = _module("cupy._core", set_compute_type=lambda dtype, kind: None)
     own |= {"_core": core, "cuda": cuda, "linalg": linalg, "fft": fft}
     own |= {name: _wrapped(getattr(np, name), name=name) for name in (*FUNCTIONS, *CREATORS)}

@@ -1,4 +1,4 @@
-"""A fake GPU's streams, events and pinned memory.
+"""A fake GPU's streams, events and memory.
 
 What another stream than the null stream is told to do, it does at the last moment: when somebody waits for it.  So
 whoever forgets to wait finds the memory as it was before, and whoever overwrites what a copy has yet to read sees it
@@ -36,6 +36,11 @@ class Stream:
     def run_until(self, event: Event) -> None:
         with _one_at_a_time:
             while not event.done:
+                self._todo.popleft()()
+
+    def synchronize(self) -> None:
+        with _one_at_a_time:
+            while self._todo:
                 self._todo.popleft()()
 
     def wait_event(self, event: Event) -> None:
@@ -82,6 +87,16 @@ class PinnedMemory(bytearray):
 
 def alloc_pinned_memory(size):
     return PinnedMemory(b"\xcc" * (-(-size // 512) * 512))  # CuPy's pool rounds up
+
+
+class MemoryPool:
+    """That of a GPU which nobody uses."""
+
+    def used_bytes(self) -> int:
+        return 0
+
+    def total_bytes(self) -> int:
+        return 0
 
 
 class Device:
