@@ -10,6 +10,7 @@ import subprocess
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import fake_cupy as fake
 import numpy as np
@@ -88,6 +89,17 @@ def test_detection_waits_once_for_a_batch(gpu, rng):
     gpu.counts.clear()
     assert all(len(found) for found in detect_batch(model, images, sizes, sizes, anything))
     assert len(gpu.counts.waits) == len(gpu.counts.uploads) == 1
+
+
+def test_the_progress_tells_the_pools_memory_without_waiting(gpu, monkeypatch, capsys):
+    pool = SimpleNamespace(used_bytes=lambda: 3 << 29, total_bytes=lambda: 9 << 28)
+    monkeypatch.setattr(backend.cuda(), "get_default_memory_pool", lambda: pool)
+    md.train(tiny.model(), IMAGES, config=QUICK)
+    assert "update" in (shown := capsys.readouterr().err) and ", GiB: used 1.50 pool 2.25" in shown
+    assert all("training/step.py" in place for place in gpu.counts.waits)
+    monkeypatch.setenv("MINIDET_BACKEND", "numpy")
+    md.train(tiny.model(), IMAGES, config=QUICK)
+    assert "update" in (shown := capsys.readouterr().err) and "GiB" not in shown
 
 
 # --- the same numbers -------------------------------------------------------------------------------
@@ -181,6 +193,7 @@ def test_real_cupy_has_what_the_fake_has():
     assert {n for n in special - {"__slots__", "__module__"} if not hasattr(real.ndarray, n)} <= {"__rmatmul__"}
     assert all(hasattr(real.cuda.Device, name) for name in ("__int__", "__enter__", "__exit__"))
     assert all(hasattr(real.RawModule, name) for name in ("get_function",))
+    assert all(hasattr(real.cuda.MemoryPool, name) for name in ("used_bytes", "total_bytes"))
     assert all(hasattr(real.cuda.Stream, name) for name in ("null", "wait_event"))
     assert all(hasattr(real.cuda.Event, name) for name in ("done", "record", "synchronize"))
     assert all(callable(getattr(real.cuda, name)) for name in ("alloc_pinned_memory", "get_current_stream"))

@@ -135,7 +135,7 @@ def train(
     folder, quiet = out if leads else None, quiet or not leads
     with (
         Interrupt(quiet=not leads) as interrupt,
-        Monitor(folder, config.images, state.position, quiet=quiet) as monitor,
+        Monitor(folder, config.images, state.position, quiet=quiet, xp=model.xp) as monitor,
     ):
 
         def stop() -> bool:
