@@ -26,7 +26,7 @@ from minidet.detect import detect_batch
 from minidet.detection import MiningConfig
 from minidet.kernels.cuda import OPTIONS
 from minidet.ops import convolution
-from minidet.training import TrainConfig
+from minidet.training import NonFiniteError, TrainConfig
 from minidet.training.interrupt import Stopped
 from minidet.training.monitor import Monitor
 
@@ -56,8 +56,8 @@ def test_a_training_step_waits_once(norm, normaliser, accumulate, gpu):
     steps = len(trained.history["loss"])
     assert all("training/step.py" in place for place in gpu.counts.waits) and len(gpu.counts.waits) == steps
     sent = [place for place in gpu.counts.uploads if "nn/module" not in place]  # where the model moves to the device
-    assert len(sent) == 1 + 2 * accumulate * steps, sent  # what bytes are normalised to; boxes, classes
-    assert [what for _, what, _ in ORDERS].count("copy") == steps  # images
+    assert len(sent) == 1 + 3 * accumulate * steps, sent  # what bytes are normalised to; sizes, boxes, classes
+    assert [what for _, what, _ in ORDERS].count("copy") == accumulate * steps  # images
 
 
 def test_mining_waits_once_more(gpu):
@@ -100,6 +100,12 @@ def test_the_progress_tells_the_pools_memory_without_waiting(gpu, monkeypatch, c
     monkeypatch.setenv("MINIDET_BACKEND", "numpy")
     md.train(tiny.model(), IMAGES, config=QUICK)
     assert "update" in (shown := capsys.readouterr().err) and "GiB" not in shown
+
+
+def test_a_step_in_parts_says_what_is_not_finite(gpu):
+    model = tiny.model()
+    with pytest.raises(NonFiniteError, match=r"(?s)in layer backbone.*images 4 to 7 of the training"):
+        md.train(model, IMAGES, config=replace(QUICK, accumulate=2, lr=1e30), quiet=True)
 
 
 # --- the same numbers -------------------------------------------------------------------------------
