@@ -2,6 +2,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include "flushing.h"
 
 #define __global__
 #define __device__
@@ -13,6 +14,7 @@ struct Index { unsigned x; };
 static Index blockIdx, threadIdx, blockDim, gridDim;
 
 #define GRID(call)                                                                   \
+    Flushing flushing;                                                                  \
     gridDim.x = grid_size; blockDim.x = block_size;                                     \
     for (blockIdx.x = 0; blockIdx.x < gridDim.x; ++blockIdx.x)                       \
         for (threadIdx.x = 0; threadIdx.x < blockDim.x; ++threadIdx.x) call;

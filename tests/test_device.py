@@ -30,6 +30,8 @@ from minidet.training import NonFiniteError, TrainConfig
 from minidet.training.interrupt import Stopped
 from minidet.training.monitor import Monitor
 
+ADDED = ("-ftz=true", "--device-as-default-execution-space")
+"""What CuPy adds to the compiler's options; the first means something to nvcc too."""
 SOURCES = sorted(path for path in Path(backend.__file__).parent.rglob("*.cu") if "convolution" not in path.parts)
 IMAGES = shapes("train", images=8, size=64)
 QUICK = TrainConfig(images=16, batch_size=4, workers=0, validations=0, checkpoints=2, warmup=0, milestones=(), ema=None)
@@ -213,7 +215,7 @@ def test_nvcc_compiles(path, tmp_path):
     if not shutil.which("nvcc"):
         pytest.skip("needs nvcc, to compile for a GPU")
     for real, arch in (("float", "sm_80"), ("double", "sm_90")):
-        command = ["nvcc", f"-arch={arch}", "-cubin", f"-DREAL={real}", *OPTIONS, "-o", tmp_path / "x", path]
+        command = ["nvcc", f"-arch={arch}", "-cubin", f"-DREAL={real}", *OPTIONS, ADDED[0], "-o", tmp_path / "x", path]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
 
@@ -227,7 +229,7 @@ def test_nvrtc_compiles(path):
         pytest.skip("needs NVRTC, to compile as CuPy does: pip install nvidia-cuda-nvrtc")
     nvrtc, program = ctypes.CDLL(str(library)), ctypes.c_void_p()
     for real, arch in (("float", "sm_80"), ("double", "sm_90")):
-        flags = [flag.encode() for flag in (f"-arch={arch}", f"-DREAL={real}", *OPTIONS)]
+        flags = [flag.encode() for flag in (f"-arch={arch}", f"-DREAL={real}", *OPTIONS, *ADDED)]
         source = path.read_bytes()
         assert nvrtc.nvrtcCreateProgram(ctypes.byref(program), source, b"kernels.cu", 0, None, None) == 0
         status = nvrtc.nvrtcCompileProgram(program, len(flags), (ctypes.c_char_p * len(flags))(*flags))

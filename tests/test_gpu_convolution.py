@@ -368,9 +368,9 @@ def test_nvcc_compiles_and_keeps_everything_in_registers(file, architecture, tmp
     compiler = shutil.which("nvcc")
     if compiler is None:
         pytest.skip("needs nvcc to compile the CUDA kernels")
-    command = [compiler, "-std=c++17", f"-arch={architecture}", "-cubin", "-Xptxas", "-v", "-Werror", "all-warnings"]
+    command = [compiler, "-std=c++17", f"-arch={architecture}", "-cubin", "-ftz=true", "-Xptxas", "-v"]
     done = subprocess.run(
-        [*command, "-o", str(tmp_path / "kernels.cubin"), str(emulated.SOURCES / file)],
+        [*command, "-Werror", "all-warnings", "-o", str(tmp_path / "kernels.cubin"), str(emulated.SOURCES / file)],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -396,7 +396,8 @@ def test_nvrtc_compiles_as_cupy_asks_it_to(file, architecture):
     compiler, program = nvrtc(), ctypes.c_void_p()
     source = (emulated.SOURCES / file).read_bytes()
     assert compiler.nvrtcCreateProgram(ctypes.byref(program), source, file.encode(), 0, None, None) == 0
-    options = [b"-std=c++17", b"-arch=" + architecture.encode(), b"--device-as-default-execution-space"]
+    added = b"-ftz=true", b"--device-as-default-execution-space"
+    options = [b"-std=c++17", b"-arch=" + architecture.encode(), *added]
     failed = compiler.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
     size = ctypes.c_size_t()
     compiler.nvrtcGetProgramLogSize(program, ctypes.byref(size))

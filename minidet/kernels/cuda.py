@@ -12,7 +12,11 @@ from minidet.backend import Array
 THREADS = 256
 """Threads of a block."""
 OPTIONS = ("--std=c++17", "--fmad=false")
-"""No product is merged with a sum: what is decided by comparing then rounds as in the definition."""
+"""No product is merged with a sum: what is decided by comparing then rounds as in the definition.
+
+CuPy adds -ftz=true: a float32 below 1.2e-38 counts as zero.  So small an overlap is none, and so small a probability
+passes no threshold; a maximum or a rectifier changes by no more than such a number.
+"""
 
 
 def launch(source: str, name: str, threads: int, *args: Array | int | float, real: Any) -> None:
