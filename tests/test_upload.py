@@ -141,12 +141,13 @@ def test_a_batch_is_normalised_by_one_launch(fake_cupy, monkeypatch):
     assert ["normalise"] * len(list(loader(BYTES, backend.load("cupy")))) == launched
 
 
+@pytest.mark.parametrize("parts", [1, 3])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_streams_wait_for_each_other(workers, fake_cupy):
-    list(loader(BYTES, backend.load("cupy"), workers=workers, images=14))
+def test_streams_wait_for_each_other(workers, parts, fake_cupy):
+    list(loader(BYTES, backend.load("cupy"), workers=workers, parts=parts, images=14))
     ours = [(what, about) for stream, what, about in ORDERS if stream == "own"]
     steps = [ours[n : n + 3] for n in range(0, len(ours), 3)]
-    assert len(steps) == 5 and len(ours) == 15
+    assert len(ours) == 3 * len(steps) and len(steps) == {1: 5, 3: 14}[parts]
     for (first, used), (second, _), (third, copied) in steps:
         assert (first, second, third) == ("wait", "copy", "record")
         begun = ORDERS.index(("own", first, used))
