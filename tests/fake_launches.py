@@ -98,7 +98,8 @@ def check(signature: Signature, grid, block, args, shared_mem: int, allowed: int
 
 def _check_argument(where: str, parameter: Parameter, arg, array: type) -> None:
     if not parameter.pointer:
-        assert SCALARS.get(type(arg)) == parameter.type, f"{where} is {parameter.type}, got {type(arg).__name__}"
+        passed, kind = SCALARS.get(type(arg)), type(arg).__name__
+        assert passed == parameter.type, f"{where} is {parameter.type}, got {kind}, passed as {passed}"
         assert type(arg) is not int or -(2**63) <= arg < 2**63, f"{where}: {arg} has more than 64 bits"
         return
     if type(arg) is np.int64 and arg == 0:
