@@ -184,6 +184,17 @@ def sums_over_gpus(processes: int, rank: int, identity: bytes) -> Callable[[Arra
     return all_sum
 
 
+def pool_bytes(xp) -> tuple[int, int] | None:
+    """What arrays take of CuPy's memory pool, and what the pool holds of the GPU's memory; None elsewhere.
+
+    The host knows both by itself: nothing waits.
+    """
+    if name_of(xp) != "cupy":
+        return None
+    pool = cuda().get_default_memory_pool()
+    return pool.used_bytes(), pool.total_bytes()
+
+
 @cache
 def cuda_module(path: Path, *options: str):
     """The kernels in a file of CUDA, compiled when the first is asked for; CuPy keeps them on disk."""

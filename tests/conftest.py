@@ -36,19 +36,12 @@ def data_folder() -> Callable[[str], Path]:
 
 
 @pytest.fixture
-def fake_cupy(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+def fake_cupy() -> Iterator[ModuleType]:
     """The backend "cupy" on a fake GPU (fake_cupy.py); the module, whose `counts` say who waited for it."""
-    import fake_cupy
-    import stand_ins
+    from fake_gpu import fake_gpu
 
-    from minidet.kernels.convolution.gpu import cuda
-
-    backend.cuda_module.cache_clear()  # of a real one
-    monkeypatch.setattr(backend, "_cupy_checked", True)  # nothing to count yet
-    stand_ins.on_bare_arrays(monkeypatch, cuda, fake_cupy.bare)
-    with fake_cupy.installed():
-        yield fake_cupy
-    backend.cuda_module.cache_clear()
+    with fake_gpu() as module:
+        yield module
 
 
 @pytest.fixture(params=["fake", pytest.param("real", marks=pytest.mark.gpu)])

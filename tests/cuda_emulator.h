@@ -23,6 +23,8 @@
 
 #include <ucontext.h>
 
+#include "flushing.h"
+
 #define __global__
 #define __device__
 #define __forceinline__ inline
@@ -148,6 +150,7 @@ inline void run_block(int threads) {
 
 // Run a kernel, block after block; a message if it went wrong, else "".
 inline std::string launch(Index blocks, int threads, std::size_t shared_bytes, std::function<void()> kernel) {
+    Flushing flushing;
     body = std::move(kernel), grid = blocks, complaint.clear();
     memory.resize(shared_bytes + 128), shared_size = shared_bytes;
     shared_begin = memory.data() + 128 - reinterpret_cast<std::uintptr_t>(memory.data()) % 128;

@@ -2,15 +2,19 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include "flushing.h"
 
 #define __global__
 #define __device__
 #define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __shared__
 
 struct Index { unsigned x; };
 static Index blockIdx, threadIdx, blockDim, gridDim;
 
 #define GRID(call)                                                                   \
+    Flushing flushing;                                                                  \
     gridDim.x = grid_size; blockDim.x = block_size;                                     \
     for (blockIdx.x = 0; blockIdx.x < gridDim.x; ++blockIdx.x)                       \
         for (threadIdx.x = 0; threadIdx.x < blockDim.x; ++threadIdx.x) call;

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import re
 import shutil
 import subprocess
 import tempfile
@@ -12,22 +11,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fake_launches import Parameter, signatures
 
 HEADER = Path(__file__).parent / "cuda_serial.h"
-KERNEL = re.compile(r'extern "C" __global__ void (\w+)\(([^)]*)\)')
-POINTERS = {"long long": np.int64, "int": np.int32, "unsigned char": np.uint8, "bool": np.bool_, "double": np.float64}
-NUMBERS = {"long long": (int, ctypes.c_longlong), "double": (float, ctypes.c_double), "bool": (bool, ctypes.c_bool)}
+NUMBERS = {
+    "long long": ctypes.c_longlong, "int": ctypes.c_int, "double": ctypes.c_double, "float": ctypes.c_float,
+    "bool": ctypes.c_bool,
+}  # fmt: skip
 
 
 @cache
 def compile(source: str, real: str) -> dict:
-    """The kernels of a source by name, each a function of grid, block and arguments, NumPy arrays among them."""
+    """The kernels of a source by name, each a function of grid, block and arguments, checked and NumPy's."""
     if not shutil.which("g++"):
         pytest.skip("needs g++, to run CUDA kernels on the CPU")
-    found = {name: [p.strip() for p in parameters.split(",")] for name, parameters in KERNEL.findall(source)}
+    found = {name: signature.parameters for name, signature in signatures(source, (real,)).items()}
     launchers = "".join(
-        f'extern "C" void launch_{name}(int grid_size, int block_size, {", ".join(parameters)}) {{ '
-        f"GRID({name}({', '.join(re.split(r'[ *]', p)[-1] for p in parameters)})) }}\n"
+        f'extern "C" void launch_{name}(int grid_size, int block_size, {", ".join(map(str, parameters))}) {{ '
+        f"GRID({name}({', '.join(p.name for p in parameters)})) }}\n"
         for name, parameters in found.items()
     )
     folder = Path(tempfile.mkdtemp(prefix="minidet-cuda-"))
@@ -40,26 +41,18 @@ def compile(source: str, real: str) -> dict:
     assert done.returncode == 0, done.stderr
     library = ctypes.CDLL(str(folder / "kernels.so"))
     shutil.rmtree(folder)
-    types = POINTERS | {"REAL": np.float64 if real.endswith("double") else np.float32}
-    return {name: _launcher(getattr(library, f"launch_{name}"), p, types) for name, p in found.items()}
+    return {name: _launcher(getattr(library, f"launch_{name}"), parameters) for name, parameters in found.items()}
 
 
-def _launcher(function, parameters: list[str], types: dict):
+def _launcher(function, parameters: tuple[Parameter, ...]):
     def run(grid, block, args):
-        assert len(grid) == len(block) == 1 and len(args) == len(parameters), (grid, block, parameters)
-        passed = []
-        for parameter, arg in zip(parameters, args, strict=True):
-            kind = re.sub(r"const |__restrict__|\w+$", "", parameter).strip()
-            if kind.endswith("*"):
-                assert isinstance(arg, np.ndarray), f"{parameter}: got {type(arg)}"
-                assert arg.dtype == types[kind[:-1].strip()], f"{parameter}: got {arg.dtype}"
-                assert arg.flags.c_contiguous, f"{parameter}: strides {arg.strides} of {arg.shape} would be ignored"
-                assert "const" in parameter or arg.flags.writeable, f"{parameter}: cannot be written to"
-                passed.append(arg.ctypes.data_as(ctypes.c_void_p))
-            else:
-                python, c = NUMBERS[kind]
-                assert type(arg) is python, f"{parameter}: got {type(arg)}"  # CuPy passes what it gets, unconverted
-                passed.append(c(arg))
-        function(grid[0], block[0], *passed)
+        assert {1, *grid[1:], *block[1:]} == {1}, (grid, block)
+        function(grid[0], block[0], *map(_passed, parameters, args))
 
     return run
+
+
+def _passed(parameter: Parameter, arg):
+    if parameter.pointer:
+        return ctypes.c_void_p(arg.ctypes.data if isinstance(arg, np.ndarray) else None)
+    return NUMBERS[parameter.type](arg)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fake_launches import Kernel, signatures
 from source import PACKAGE
 
 HERE, SOURCES = Path(__file__).parent, PACKAGE / "kernels/convolution/gpu"
@@ -44,19 +45,21 @@ def compiled(sources: Path, file: str) -> ctypes.CDLL:
     return loaded
 
 
-def launch(file: str, name: str, blocks, threads: int, shared_bytes: int, args: tuple, emulator=None) -> None:
-    """What `cuda.launch` does, on NumPy arrays: a mistake that the emulator sees is an AssertionError."""
+def kernel(file: str, name: str, emulator=None) -> Kernel:
+    """What `cuda._kernel` gives, for NumPy arrays: a mistake that is seen is an AssertionError."""
     emulator = emulator or library(file)
-    emulator.forget_arrays()
-    passed = []
-    for argument in args:
-        if isinstance(argument, np.ndarray):
-            assert argument.flags.c_contiguous
-            emulator.know_array(ctypes.c_void_p(argument.ctypes.data), ctypes.c_longlong(argument.nbytes))
-            passed.append(ctypes.c_void_p(argument.ctypes.data))
-        else:
-            passed.append(ctypes.c_int(argument) if isinstance(argument, int) else ctypes.c_void_p(argument))
-    run = getattr(emulator, f"launch_{name}")
-    run.restype = ctypes.c_char_p
-    message = run(*map(int, blocks), *passed).decode()
-    assert not message, f"{name}: {message}"
+    launch = getattr(emulator, f"launch_{name}")
+    launch.restype = ctypes.c_char_p
+
+    def run(grid, block, args) -> None:
+        emulator.forget_arrays()
+        passed = []
+        for argument in args:
+            if isinstance(argument, np.ndarray):
+                emulator.know_array(ctypes.c_void_p(argument.ctypes.data), ctypes.c_longlong(argument.nbytes))
+                argument = ctypes.c_void_p(argument.ctypes.data)
+            passed.append(np.ctypeslib.as_ctypes(argument) if isinstance(argument, np.generic) else argument)
+        message = launch(*map(int, grid), *passed).decode()
+        assert not message, f"{name}: {message}"
+
+    return Kernel(signatures((SOURCES / file).read_text())[name], run, np.ndarray)

@@ -16,7 +16,9 @@ from types import ModuleType
 
 import cuda_serial
 import numpy as np
-from fake_streams import ORDERS, Event, Stream
+from fake_launches import Kernel, signatures
+from fake_streams import ORDERS, Device, Event, MemoryPool, PinnedMemory, Stream, alloc_pinned_memory
+from stand_ins import kernels_of_shift
 
 FUNCTIONS = (
     "abs add all amax amin any arccos arccosh arcsin arcsinh arctan arctan2 arctanh argmax argmin argsort bincount "
@@ -35,7 +37,7 @@ PASSED_ON = (
     "int8 integer intp isdtype issubdtype nan newaxis number pi signedinteger uint16 uint32 uint64 uint8 "
     "unsignedinteger"
 ).split()
-OWN = "ndarray array asarray RawModule cuda linalg fft _core".split()
+OWN = "ndarray array asarray RawModule cuda linalg fft _core get_default_memory_pool".split()
 NAMES = (*FUNCTIONS, *CREATORS, *PASSED_ON, *OWN)
 """All there is.  A test holds that real CuPy has each."""
 
@@ -108,9 +110,9 @@ class ndarray:  # noqa: N801  as CuPy calls it
     def __init__(self, array: np.ndarray):
         self._array = array
 
-    shape, ndim, size, dtype, flags, strides, nbytes, itemsize = (
+    base, shape, ndim, size, dtype, flags, strides, nbytes, itemsize = (
         property(lambda self, name=name: getattr(self._array, name))
-        for name in ("shape", "ndim", "size", "dtype", "flags", "strides", "nbytes", "itemsize")
+        for name in ("base", "shape", "ndim", "size", "dtype", "flags", "strides", "nbytes", "itemsize")
     )
 
     @property
@@ -163,7 +165,7 @@ class ndarray:  # noqa: N801  as CuPy calls it
         return ndarray(self._array.copy())
 
     def astype(self, dtype, copy=True):
-        return ndarray(self._array.astype(dtype, copy=copy))
+        return self if not copy and self.dtype == dtype else ndarray(self._array.astype(dtype))
 
     def set(self, arr, stream=None):
         assert isinstance(arr, np.ndarray) and (arr.dtype, arr.shape) == (self.dtype, self.shape)
@@ -224,33 +226,6 @@ _operators()
 ndarray.__module__ = "cupy"
 
 
-class PinnedMemory(bytearray):
-    """Memory of the host that a GPU can read; of unknown content."""
-
-
-def alloc_pinned_memory(size):
-    return PinnedMemory(b"\xcc" * (-(-size // 512) * 512))  # CuPy's pool rounds up
-
-
-class Device:
-    """The only one."""
-
-    def __init__(self, device=None):
-        self.id = 0
-
-    def __int__(self) -> int:
-        return self.id
-
-    def __eq__(self, other) -> bool:
-        return isinstance(other, Device)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_) -> None:
-        pass
-
-
 def array(obj, dtype=None, copy=True):
     if isinstance(obj, ndarray):
         return ndarray(np.array(obj._array, dtype=dtype, copy=copy))
@@ -265,19 +240,16 @@ def asarray(obj, dtype=None):
 
 
 class RawModule:
-    """CUDA's source, compiled for this CPU, to run a thread after the other."""
+    """CUDA's source, compiled for this CPU, to run a thread after the other; for the convolutions' there is NumPy."""
 
     def __init__(self, code=None, *, options=()):
-        real = next(option for option in options if option.startswith("-DREAL="))
-        self._kernels = cuda_serial.compile(code, real)
+        self._signatures = signatures(code, options)
+        real = next((option for option in options if option.startswith("-DREAL=")), None)
+        self._kernels = cuda_serial.compile(code, real) if real else kernels_of_shift(self._signatures)
 
     def get_function(self, name):
         kernel = self._kernels[name]
-
-        def run(grid, block, args):
-            kernel(grid, block, [arg._array if isinstance(arg, ndarray) else arg for arg in args])
-
-        return run
+        return Kernel(self._signatures[name], lambda grid, block, args: kernel(grid, block, bare(args)), ndarray)
 
 
 def _module(name: str, **attributes) -> ModuleType:
@@ -296,6 +268,7 @@ def modules() -> dict[str, ModuleType]:
     linalg = _module("cupy.linalg", **{n: _wrapped(getattr(np.linalg, n)) for n in ("norm", "solve", "inv", "lstsq")})
     fft = _module("cupy.fft", **{n: _wrapped(getattr(np.fft, n)) for n in ("fft", "ifft")})
     own = {"ndarray": ndarray, "array": array, "asarray": asarray, "RawModule": RawModule}
+    own["get_default_memory_pool"] = MemoryPool
     core = _module("cupy._core", set_compute_type=lambda dtype, kind: None)
     own |= {"_core": core, "cuda": cuda, "linalg": linalg, "fft": fft}
     own |= {name: _wrapped(getattr(np, name), name=name) for name in (*FUNCTIONS, *CREATORS)}

@@ -1,7 +1,8 @@
-"""Streams and events of a fake GPU: what another stream than the null stream is told to do, it does at the last moment.
+"""A fake GPU's streams, events and memory.
 
-That is when somebody waits for it.  So whoever forgets to wait finds the memory as it was before, and whoever
-overwrites what a copy has yet to read sees it in the copy.
+What another stream than the null stream is told to do, it does at the last moment: when somebody waits for it.  So
+whoever forgets to wait finds the memory as it was before, and whoever overwrites what a copy has yet to read sees it
+in the copy.
 """
 
 from __future__ import annotations
@@ -35,6 +36,11 @@ class Stream:
     def run_until(self, event: Event) -> None:
         with _one_at_a_time:
             while not event.done:
+                self._todo.popleft()()
+
+    def synchronize(self) -> None:
+        with _one_at_a_time:
+            while self._todo:
                 self._todo.popleft()()
 
     def wait_event(self, event: Event) -> None:
@@ -73,3 +79,40 @@ class Event:
         if not self.done:
             self.waits.append("an event")
         self.finish()
+
+
+class PinnedMemory(bytearray):
+    """Memory of the host that a GPU can read; of unknown content."""
+
+
+def alloc_pinned_memory(size):
+    return PinnedMemory(b"\xcc" * (-(-size // 512) * 512))  # CuPy's pool rounds up
+
+
+class MemoryPool:
+    """That of a GPU which nobody uses."""
+
+    def used_bytes(self) -> int:
+        return 0
+
+    def total_bytes(self) -> int:
+        return 0
+
+
+class Device:
+    """The only one."""
+
+    def __init__(self, device=None):
+        self.id = 0
+
+    def __int__(self) -> int:
+        return self.id
+
+    def __eq__(self, other) -> bool:
+        return isinstance(other, Device)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_) -> None:
+        pass

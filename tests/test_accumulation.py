@@ -7,7 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from minidet import backend
 from minidet.data import Batch, Loader, Sample, shapes
+from minidet.data.upload import Parts
 from minidet.detection import AnchorConfig, octaves
 from minidet.models import HeadConfig, PyramidConfig, ResNetConfig, RetinaNet, presets
 from minidet.nn import Norm
@@ -36,7 +38,7 @@ class Sizes:
         return replace(sample, image=image, boxes=sample.boxes[inside], labels=sample.labels[inside])
 
 
-def model_with(norm: Norm) -> RetinaNet:
+def model_with(norm: Norm, xp) -> RetinaNet:
     config = presets.small(shapes().classes)
     return RetinaNet(
         replace(
@@ -45,19 +47,23 @@ def model_with(norm: Norm) -> RetinaNet:
             pyramid=PyramidConfig(channels=16, levels=2),
             head=HeadConfig(depth=1, norm=Norm("group", groups=4), he_towers=True),
             anchors=AnchorConfig(octaves((16, 32)), strides=(8, 16)),
-        )
+        ),
+        xp=xp,
     )
 
 
-def one_step(norm: Norm, parts: int, dtype) -> tuple[dict, dict, Batch]:
+def one_step(norm: Norm, parts: int, dtype=np.float32, xp=np, coming: int = 1) -> tuple[dict, dict, Batch]:
     """The gradients of one batch of eight, the parameters after a step of SGD along them, and the batch."""
-    model = model_with(norm)
+    model = model_with(norm, xp)
     config = replace(SHAPES, rule=SGD(momentum=0.9), weight_decay=1e-4)
-    (batch,) = Loader(Sizes(), model.config.preprocess, batch_size=8, shuffle=False)
-    batch_gradient(model, replace(batch, images=batch.images.astype(dtype)), parts, moving=100.0)
-    gradients = {name: p.grad.copy() for name, p in model.named_parameters() if p.requires_grad}
+    batches = iter(Loader(Sizes(), model.config.preprocess, batch_size=8, shuffle=False, parts=coming, xp=xp))
+    batch = next(batches)
+    if dtype != np.float32:
+        batch = replace(batch, images=batch.images.astype(dtype))
+    batch_gradient(model, batch, parts, moving=100.0)
+    gradients = {n: backend.to_numpy(p.grad).copy() for n, p in model.named_parameters() if p.requires_grad}
     config.optimizer(model).step(LR)
-    return gradients, {name: p.data for name, p in model.named_parameters()}, batch
+    return gradients, {name: backend.to_numpy(p.data) for name, p in model.named_parameters()}, batch
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -73,3 +79,14 @@ def test_eight_are_two_times_four(norm, dtype):
     for name, after in after_whole.items():
         spacing = np.spacing(np.abs(after).max())  # of the float32 that parameters are kept in
         np.testing.assert_allclose(after_parts[name], after, rtol=0, atol=LR * 1e-6 * largest + spacing, err_msg=name)
+
+
+def test_parts_that_come_to_a_gpu_one_by_one_give_the_same_bits(fake_cupy):
+    """As those of a batch that is there as a whole."""
+    xp = backend.load("cupy")
+    whole, after_whole, _ = one_step(Norm("frozen"), 2, xp=xp)
+    parts, after_parts, batch = one_step(Norm("frozen"), 2, xp=xp, coming=2)
+    assert isinstance(batch.images, Parts) and whole.keys() == parts.keys()
+    for want, got in ((whole, parts), (after_whole, after_parts)):
+        for name in want:
+            np.testing.assert_array_equal(got[name], want[name], err_msg=name)

@@ -10,12 +10,13 @@ import subprocess
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
-import cuda_serial
 import fake_cupy as fake
 import numpy as np
 import pytest
 import tiny
+from fake_launches import KERNEL
 from fake_streams import ORDERS
 
 import minidet as md
@@ -25,10 +26,12 @@ from minidet.detect import detect_batch
 from minidet.detection import MiningConfig
 from minidet.kernels.cuda import OPTIONS
 from minidet.ops import convolution
-from minidet.training import TrainConfig
+from minidet.training import NonFiniteError, TrainConfig
 from minidet.training.interrupt import Stopped
 from minidet.training.monitor import Monitor
 
+ADDED = ("-ftz=true", "--device-as-default-execution-space")
+"""What CuPy adds to the compiler's options; the first means something to nvcc too."""
 SOURCES = sorted(path for path in Path(backend.__file__).parent.rglob("*.cu") if "convolution" not in path.parts)
 IMAGES = shapes("train", images=8, size=64)
 QUICK = TrainConfig(images=16, batch_size=4, workers=0, validations=0, checkpoints=2, warmup=0, milestones=(), ema=None)
@@ -55,8 +58,8 @@ def test_a_training_step_waits_once(norm, normaliser, accumulate, gpu):
     steps = len(trained.history["loss"])
     assert all("training/step.py" in place for place in gpu.counts.waits) and len(gpu.counts.waits) == steps
     sent = [place for place in gpu.counts.uploads if "nn/module" not in place]  # where the model moves to the device
-    assert len(sent) == 1 + 2 * accumulate * steps, sent  # what bytes are normalised to; boxes, classes
-    assert [what for _, what, _ in ORDERS].count("copy") == steps  # images
+    assert len(sent) == 1 + 3 * accumulate * steps, sent  # what bytes are normalised to; sizes, boxes, classes
+    assert [what for _, what, _ in ORDERS].count("copy") == accumulate * steps  # images
 
 
 def test_mining_waits_once_more(gpu):
@@ -88,6 +91,23 @@ def test_detection_waits_once_for_a_batch(gpu, rng):
     gpu.counts.clear()
     assert all(len(found) for found in detect_batch(model, images, sizes, sizes, anything))
     assert len(gpu.counts.waits) == len(gpu.counts.uploads) == 1
+
+
+def test_the_progress_tells_the_pools_memory_without_waiting(gpu, monkeypatch, capsys):
+    pool = SimpleNamespace(used_bytes=lambda: 3 << 29, total_bytes=lambda: 9 << 28)
+    monkeypatch.setattr(backend.cuda(), "get_default_memory_pool", lambda: pool)
+    md.train(tiny.model(), IMAGES, config=QUICK)
+    assert "update" in (shown := capsys.readouterr().err) and ", GiB: used 1.50 pool 2.25" in shown
+    assert all("training/step.py" in place for place in gpu.counts.waits)
+    monkeypatch.setenv("MINIDET_BACKEND", "numpy")
+    md.train(tiny.model(), IMAGES, config=QUICK)
+    assert "update" in (shown := capsys.readouterr().err) and "GiB" not in shown
+
+
+def test_a_step_in_parts_says_what_is_not_finite(gpu):
+    model = tiny.model()
+    with pytest.raises(NonFiniteError, match=r"(?s)in layer backbone.*images 4 to 7 of the training"):
+        md.train(model, IMAGES, config=replace(QUICK, accumulate=2, lr=1e30), quiet=True)
 
 
 # --- the same numbers -------------------------------------------------------------------------------
@@ -181,6 +201,7 @@ def test_real_cupy_has_what_the_fake_has():
     assert {n for n in special - {"__slots__", "__module__"} if not hasattr(real.ndarray, n)} <= {"__rmatmul__"}
     assert all(hasattr(real.cuda.Device, name) for name in ("__int__", "__enter__", "__exit__"))
     assert all(hasattr(real.RawModule, name) for name in ("get_function",))
+    assert all(hasattr(real.cuda.MemoryPool, name) for name in ("used_bytes", "total_bytes"))
     assert all(hasattr(real.cuda.Stream, name) for name in ("null", "wait_event"))
     assert all(hasattr(real.cuda.Event, name) for name in ("done", "record", "synchronize"))
     assert all(callable(getattr(real.cuda, name)) for name in ("alloc_pinned_memory", "get_current_stream"))
@@ -194,7 +215,7 @@ def test_nvcc_compiles(path, tmp_path):
     if not shutil.which("nvcc"):
         pytest.skip("needs nvcc, to compile for a GPU")
     for real, arch in (("float", "sm_80"), ("double", "sm_90")):
-        command = ["nvcc", f"-arch={arch}", "-cubin", f"-DREAL={real}", *OPTIONS, "-o", tmp_path / "x", path]
+        command = ["nvcc", f"-arch={arch}", "-cubin", f"-DREAL={real}", *OPTIONS, ADDED[0], "-o", tmp_path / "x", path]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
 
@@ -208,7 +229,7 @@ def test_nvrtc_compiles(path):
         pytest.skip("needs NVRTC, to compile as CuPy does: pip install nvidia-cuda-nvrtc")
     nvrtc, program = ctypes.CDLL(str(library)), ctypes.c_void_p()
     for real, arch in (("float", "sm_80"), ("double", "sm_90")):
-        flags = [flag.encode() for flag in (f"-arch={arch}", f"-DREAL={real}", *OPTIONS)]
+        flags = [flag.encode() for flag in (f"-arch={arch}", f"-DREAL={real}", *OPTIONS, *ADDED)]
         source = path.read_bytes()
         assert nvrtc.nvrtcCreateProgram(ctypes.byref(program), source, b"kernels.cu", 0, None, None) == 0
         status = nvrtc.nvrtcCompileProgram(program, len(flags), (ctypes.c_char_p * len(flags))(*flags))
@@ -221,4 +242,4 @@ def test_kernels_are_found_by_their_launchers():
     """A kernel that the loader on the CPU cannot see would not be tested."""
     for path in SOURCES:
         text = path.read_text()
-        assert text.count("__global__") == len(cuda_serial.KERNEL.findall(text)) > 0, path
+        assert text.count("__global__") == len(KERNEL.findall(text)) > 0, path

@@ -70,7 +70,7 @@ def here(monkeypatch):
     """The engines run on NumPy arrays; CUDA kernels run on the emulator."""
     monkeypatch.setattr(cuda, "device", lambda: 0)
     monkeypatch.setattr(cuda, "capability", lambda device: 90)
-    monkeypatch.setattr(cuda, "launch", emulated.launch)
+    monkeypatch.setattr(cuda, "_kernel", emulated.kernel)
     monkeypatch.setattr(cuda, "multiply", multiply)
     monkeypatch.setattr(cuda, "numbers", lambda x: "bfloat16" if x.dtype == np.uint16 else x.dtype.name)
 
@@ -114,7 +114,7 @@ ANY = problems([(3, 3), (1, 1), (2, 3)], [(1, 1), (2, 2), (1, 3)], [(0, 0), (1, 
 @pytest.mark.parametrize(("engine", "drawn"), [(shift, ALIKE), (im2col, ANY)], ids=["shift", "im2col"])
 def test_the_algebra_is_right_and_both_gradients_are_transposes(engine, drawn, here, monkeypatch):
     """Also <conv(x, w), g> = <x, dL/dx> = <w, dL/dw>."""
-    monkeypatch.setattr(cuda, "launch", ends_of_shift)
+    monkeypatch.setattr(cuda, "launch", lambda *call: ends_of_shift(call[1], call[-1]))
 
     @settings(max_examples=60, deadline=None, database=None, derandomize=True)
     @given(drawn)
@@ -183,13 +183,12 @@ def test_what_a_kernel_is_given(monkeypatch):
     kernel = lambda *call, shared_mem: given.append((call, shared_mem))  # noqa: E731
     module = SimpleNamespace(get_function=lambda name: {"convolve_float32": kernel}[name])
 
-    def raw_module(code, options):
-        assert "convolve_##name" in code and options == ("-std=c++17",)
+    def compiled(path, *options):
+        assert "convolve_##name" in path.read_text() and options == ("-std=c++17",)
         return module
 
-    runtime = SimpleNamespace(getDevice=lambda: 12345)
-    fake = SimpleNamespace(RawModule=raw_module, cuda=SimpleNamespace(runtime=runtime))
-    monkeypatch.setattr(backend, "cuda", lambda: fake)
+    monkeypatch.setattr(backend, "cuda_module", compiled)
+    monkeypatch.setattr(cuda, "_kernel", cuda._kernel.__wrapped__)
     x = np.zeros(3)
     cuda.launch(implicit.FILE, "convolve_float32", (7, 1), 256, 4096, (x, None, 5))
     (blocks, threads, (first, null, number)), shared_bytes = given[0]
@@ -259,11 +258,13 @@ def test_implicit_shares_out_the_sum_over_pixels(here, monkeypatch):
     geometry = Geometry(((30, 20), (7, 9)), *SAME)
     shares = []
 
-    def launch(*args):
-        emulated.launch(*args)
+    launch = cuda.launch
+
+    def noting(*args):
+        launch(*args)
         shares.append(args[2][1])
 
-    monkeypatch.setattr(cuda, "launch", launch)
+    monkeypatch.setattr(cuda, "launch", noting)
     for kind in ("tf32", "bfloat16"):
         settle(implicit, narrowed(arrays(geometry, 2, 8, 16), kind), geometry, kind)
     assert max(shares) >= 5, "one block for all pixels proves nothing"
@@ -315,7 +316,7 @@ def test_the_emulator_sees_mistakes(mistake, here, monkeypatch, tmp_path):
     assert source.count(right) == 1
     (tmp_path / implicit.FILE).write_text(source.replace(right, wrong))
     emulator = emulated.compiled(tmp_path, implicit.FILE)
-    monkeypatch.setattr(cuda, "launch", lambda *args: emulated.launch(*args, emulator=emulator))
+    monkeypatch.setattr(cuda, "_kernel", lambda *names: emulated.kernel(*names, emulator=emulator))
     emulator.choose(*map(int, WORST[worst]))
     geometry = Geometry(((13, 7),), *SAME)
     x, weight, *_ = narrowed(arrays(geometry, 2, 40, 24), "tf32")
@@ -367,9 +368,9 @@ def test_nvcc_compiles_and_keeps_everything_in_registers(file, architecture, tmp
     compiler = shutil.which("nvcc")
     if compiler is None:
         pytest.skip("needs nvcc to compile the CUDA kernels")
-    command = [compiler, "-std=c++17", f"-arch={architecture}", "-cubin", "-Xptxas", "-v", "-Werror", "all-warnings"]
+    command = [compiler, "-std=c++17", f"-arch={architecture}", "-cubin", "-ftz=true", "-Xptxas", "-v"]
     done = subprocess.run(
-        [*command, "-o", str(tmp_path / "kernels.cubin"), str(emulated.SOURCES / file)],
+        [*command, "-Werror", "all-warnings", "-o", str(tmp_path / "kernels.cubin"), str(emulated.SOURCES / file)],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -395,7 +396,8 @@ def test_nvrtc_compiles_as_cupy_asks_it_to(file, architecture):
     compiler, program = nvrtc(), ctypes.c_void_p()
     source = (emulated.SOURCES / file).read_bytes()
     assert compiler.nvrtcCreateProgram(ctypes.byref(program), source, file.encode(), 0, None, None) == 0
-    options = [b"-std=c++17", b"-arch=" + architecture.encode(), b"--device-as-default-execution-space"]
+    added = b"-ftz=true", b"--device-as-default-execution-space"
+    options = [b"-std=c++17", b"-arch=" + architecture.encode(), *added]
     failed = compiler.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
     size = ctypes.c_size_t()
     compiler.nvrtcGetProgramLogSize(program, ctypes.byref(size))

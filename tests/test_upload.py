@@ -13,8 +13,10 @@ from test_loader import Numbers
 
 from minidet import backend
 from minidet.data import Loader
+from minidet.data.loader import cuts
 from minidet.data.upload import Place
 from minidet.images import Preprocess
+from minidet.kernels import cuda
 from minidet.training.blame import first_non_finite
 from minidet.training.communicator import Alone
 from minidet.training.together import pad_alike
@@ -61,7 +63,8 @@ def test_the_numbers_are_numpys_and_bytes_travel_where_resizing_gives_bytes(prep
     for batch in loader(preprocess, xp, workers=workers):
         assert backend.library(batch.images) == "cupy" and batch.images.dtype == np.float32
         got.append(batch)
-    assert not fake_cupy.counts.waits and len(fake_cupy.counts.uploads) == 1  # what bytes are normalised to
+    # What bytes are normalised to, and then the sizes of each batch's images.
+    assert not fake_cupy.counts.waits and len(fake_cupy.counts.uploads) == 1 + (dtype == np.uint8) * len(want)
     assert [memory.dtype for memory in copies()] == [dtype] * len(want)
     assert [memory.nbytes for memory in copies()] == [np.dtype(dtype).itemsize * b.images.size for b in want]
     for w, g in zip(want, got, strict=True):  # only now: no batch was overwritten by a later one
@@ -75,10 +78,13 @@ def test_batches_there_are_padded_like_those_of_other_processes(fake_cupy):
         def all_max(self, x):
             x[...] = np.maximum(x, (40, 32))
 
-    batches = [next(iter(loader(BYTES, xp))) for xp in (np, backend.load("cupy"))]
-    want, got = (pad_alike(batch, Other()).images for batch in batches)
-    assert want.shape == (3, 40, 32, 3)
+    xp = backend.load("cupy")
+    batches = [iter(loader(BYTES)), iter(loader(BYTES, xp)), iter(loader(BYTES, xp, parts=2))]
+    want, got, parts = (pad_alike(next(each), Other()).images for each in batches)
+    assert want.shape == parts.shape == (3, 40, 32, 3)
     np.testing.assert_array_equal(got.get(), want)
+    for cut in cuts(3, 2):
+        np.testing.assert_array_equal(parts[cut].get(), want[cut])
 
 
 def test_images_there_that_are_not_finite_are_told(fake_cupy):
@@ -103,12 +109,45 @@ def test_the_next_copy_is_ordered_while_this_batch_is_used(fake_cupy):
     batches.close()
 
 
+@pytest.mark.parametrize("preprocess", [BYTES, NUMBERS], ids=["pil", "float"])
+@pytest.mark.parametrize("parts", [2, 3])
+def test_parts_of_a_batch_come_when_they_are_needed(parts, preprocess, fake_cupy):
+    """Whoever takes no part, only the first, or all of them: the copy of one more is ordered, and nothing is lost."""
+    want = list(loader(preprocess))
+    ordered = 0
+    for n, batch in enumerate(loader(preprocess, backend.load("cupy"), parts=parts)):
+        assert batch.images.shape == want[n].images.shape and len(batch) == len(want[n])
+        pieces = cuts(len(batch), parts)
+        for cut in pieces[: n % 3]:
+            images = batch.images[cut] if len(pieces) > 1 else batch.images
+            assert backend.library(images) == "cupy" and len(copies()) <= ordered + 2
+            np.testing.assert_array_equal(images.get(), want[n].images[cut])
+            ordered += 1
+        ordered += len(pieces[n % 3 :])
+        if len(pieces) > 1:  # out of turn, as whoever looks for what went wrong asks
+            np.testing.assert_array_equal(batch.images[:].get(), want[n].images)
+            ordered += 1
+    assert n == len(want) - 1
+
+
+def test_parts_are_cut_evenly():
+    assert cuts(8, 2) == [slice(0, 4), slice(4, 8)] and cuts(0, 2) == []
+    assert [len(range(7)[cut]) for cut in cuts(7, 3)] == [3, 3, 1] and len(cuts(2, 4)) == 2
+
+
+def test_a_batch_is_normalised_by_one_launch(fake_cupy, monkeypatch):
+    launched, launch = [], cuda.launch
+    monkeypatch.setattr(cuda, "launch", lambda *args, **how: launched.append(args[1]) or launch(*args, **how))
+    assert ["normalise"] * len(list(loader(BYTES, backend.load("cupy")))) == launched
+
+
+@pytest.mark.parametrize("parts", [1, 3])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_streams_wait_for_each_other(workers, fake_cupy):
-    list(loader(BYTES, backend.load("cupy"), workers=workers, images=14))
+def test_streams_wait_for_each_other(workers, parts, fake_cupy):
+    list(loader(BYTES, backend.load("cupy"), workers=workers, parts=parts, images=14))
     ours = [(what, about) for stream, what, about in ORDERS if stream == "own"]
     steps = [ours[n : n + 3] for n in range(0, len(ours), 3)]
-    assert len(steps) == 5 and len(ours) == 15
+    assert len(ours) == 3 * len(steps) and len(steps) == {1: 5, 3: 14}[parts]
     for (first, used), (second, _), (third, copied) in steps:
         assert (first, second, third) == ("wait", "copy", "record")
         begun = ORDERS.index(("own", first, used))

@@ -17,7 +17,7 @@ from minidet.backend import Array
 from minidet.data.augment import NONE, Augment
 from minidet.data.grouping import aspect_groups, grouped_order
 from minidet.data.sample import Dataset, Sample
-from minidet.data.upload import Place
+from minidet.data.upload import Parts, Place
 from minidet.images import ImageError, Preprocess, pad_batch
 
 
@@ -63,6 +63,12 @@ def share(count: int, rank: int, size: int) -> range:
     return range(count * rank // size, count * (rank + 1) // size)
 
 
+def cuts(count: int, parts: int) -> list[slice]:
+    """`count` images in at most so many parts: all as large, but the last one, which may be smaller."""
+    size = max(1, -(-count // parts))
+    return [slice(start, start + size) for start in range(0, count, size)]
+
+
 class Loader:
     """Iterates over `images` images, epoch after epoch, beginning at position `start`.
 
@@ -78,6 +84,7 @@ class Loader:
 
     For CuPy's `xp` the images come on the GPU, copied to it while the batch before is used, by a thread that takes
     batches from those workers or prepares them itself.  Where the preprocessing keeps bytes, bytes are what is copied.
+    Of more than one of `parts`, as `cuts` makes them, each is copied while the one before is used (`upload.Parts`).
 
     As one of several processes, `rank` of `size`, it gives its `share` of every batch, which may be no image.
     """
@@ -100,6 +107,7 @@ class Loader:
         pad_to: tuple[int, int] | None = None,
         rank: int = 0,
         size: int = 1,
+        parts: int = 1,
         xp=np,
     ) -> None:
         images = len(dataset) if images is None else images
@@ -107,14 +115,14 @@ class Loader:
             raise ValueError("the data set has no images")
         for name, value, least in (
             ("batch_size", batch_size, 1), ("seed", seed, 0), ("images", images, 0), ("start", start, 0),
-            ("workers", workers, 0), ("prefetch", prefetch, 1),
+            ("workers", workers, 0), ("prefetch", prefetch, 1), ("parts", parts, 1),
         ):  # fmt: skip
             if value < least:
                 raise ValueError(f"Loader: {name} must be at least {least}, got {value}")
         self.dataset, self.preprocess, self.augment = dataset, preprocess, augment
         self.batch_size, self.seed, self.images, self.start = batch_size, seed, images, start
         self.shuffle, self.workers, self.prefetch, self.pad_to = shuffle, workers, prefetch, pad_to
-        self.rank, self.size, self.xp = rank, size, xp
+        self.rank, self.size, self.parts, self.xp = rank, size, parts, xp
         self._scales = [replace(preprocess, min_size=size) for size in min_sizes] or [preprocess]
         self._on_gpu = backend.name_of(xp) == "cupy"
         self._as_bytes = self._on_gpu and preprocess.keeps_bytes
@@ -160,25 +168,37 @@ class Loader:
             pool.shutdown(wait=True, cancel_futures=True)
 
     def _sent(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The batches on the GPU: while one is used, the next is fetched and its copy ordered."""
+        """The batches on the GPU, part by part: while one is used, the next is fetched and its copy ordered."""
         places = Place.two(self.xp, self.preprocess)
         turns = cycle(places)
         pool = ThreadPoolExecutor(1, thread_name_prefix="minidet-loader-sends")
+        pieces = ((batch, cut) for batch in batches for cut in cuts(len(batch), self.parts) or [slice(0, 1)])
 
-        def send() -> tuple[Batch, Place] | None:
-            batch, place = next(batches, None), next(turns)
+        def send() -> tuple[Batch, slice, Place] | None:
+            (batch, cut), place = next(pieces, (None, None)), next(turns)
             if batch is None:
                 return None
-            place.send(batch.images)
-            return batch, place
+            place.send(batch.images[cut])
+            return batch, cut, place
+
+        def take() -> Array:
+            nonlocal coming
+            batch, cut, place = coming.result()
+            images = place.receive(batch.sizes[cut])
+            coming = pool.submit(send)  # into the other place, from which the part before was received
+            return images
 
         try:
             coming = pool.submit(send)
             while (sent := coming.result()) is not None:
-                batch, place = sent
-                images = place.receive(batch.sizes)
-                coming = pool.submit(send)  # into the other place, from which the batch before was received
-                yield replace(batch, images=images)
+                batch, parts = sent[0], cuts(len(sent[0]), self.parts)
+                if len(parts) <= 1:
+                    yield replace(batch, images=take())
+                    continue
+                yield replace(batch, images=Parts(batch.images, batch.sizes, parts, take, places[0]))
+                while parts:  # that nobody asked for
+                    parts.pop()
+                    take()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
             batches.close()

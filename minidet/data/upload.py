@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from minidet import backend
 from minidet.backend import Array
 from minidet.images import Preprocess
-from minidet.kernels.resample import resample
+from minidet.kernels import cuda
 
 
 class Place:
@@ -24,9 +26,9 @@ class Place:
     """
 
     def __init__(self, stream, levels: Array) -> None:
-        cuda = backend.cuda().cuda
-        self.stream, self.levels, self.computes = stream, levels, cuda.get_current_stream()
-        self.copied, self.used = cuda.Event(disable_timing=True), cuda.Event(disable_timing=True)
+        gpu = backend.cuda().cuda
+        self.stream, self.levels, self.computes = stream, levels, gpu.get_current_stream()
+        self.copied, self.used = gpu.Event(disable_timing=True), gpu.Event(disable_timing=True)
         self.pinned = np.empty(0)
 
     @staticmethod
@@ -63,9 +65,10 @@ class Place:
         """
         self.computes.wait_event(self.copied)
         if self.images.dtype == np.uint8:
-            images = backend.namespace(self.levels).zeros(self.images.shape, dtype=self.levels.dtype)
-            for n, (h, w) in enumerate(sizes.tolist()):
-                images[n, :h, :w] = resample(self.images[n, :h, :w], self.levels, h, w)
+            xp = backend.namespace(self.levels)
+            images, sizes = xp.empty(self.images.shape, dtype=self.levels.dtype), xp.asarray(sizes, dtype=xp.int64)
+            arguments = self.images, sizes, self.levels, images, images.size, *images.shape[1:]
+            cuda.launch(__file__, "normalise", images.size, *arguments, real=images.dtype)
         else:
             images = self.images.copy()
         self.used.record(self.computes)
@@ -74,3 +77,50 @@ class Place:
     def leave(self) -> None:
         """Before the memory is given back: nobody gets it before the last copy to it is done."""
         self.computes.wait_event(self.copied)
+
+
+class Parts:
+    """A batch's images on a GPU, of which `images[cut]` makes a part: no more of them are there than are needed.
+
+    `cuts` says the parts; `take` gives one after the other, and orders the copy of the next.  What is asked for out of
+    turn, to find out what went wrong with a step, is copied by itself.
+    """
+
+    def __init__(
+        self, images: np.ndarray, sizes: np.ndarray, cuts: list[slice], take: Callable[[], Array], place: Place
+    ) -> None:
+        self.shape, self._host, self._sizes = images.shape, images, sizes
+        self._cuts, self._take, self._place = cuts, take, place
+
+    def __len__(self) -> int:
+        return len(self._host)
+
+    def __getitem__(self, cut: slice) -> Array:
+        if self._cuts and cut == self._cuts[0]:
+            del self._cuts[0]
+            images = self._take()
+        else:
+            place = Place(self._place.stream, self._place.levels)
+            place.send(self._host[cut])
+            images = place.receive(self._sizes[cut])
+            place.copied.synchronize()  # its pinned memory goes
+        return padded(images, *self.shape[1:3])
+
+    def pad(self, H: int, W: int) -> None:
+        """From now on, parts are padded to this size."""
+        self.shape = (len(self), H, W, 3)
+
+
+def padded(images: Array, H: int, W: int) -> Array:
+    """Images with zeros below and to the right, up to height H and width W.
+
+    Shapes:
+        images: (N, h, w, C)
+        returns: (N, H, W, C)
+    """
+    N, h, w, C = images.shape
+    if (h, w) == (H, W):
+        return images
+    full = backend.namespace(images).zeros((N, H, W, C), dtype=images.dtype)
+    full[:, :h, :w] = images
+    return full

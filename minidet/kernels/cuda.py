@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,11 @@ from minidet.backend import Array
 THREADS = 256
 """Threads of a block."""
 OPTIONS = ("--std=c++17", "--fmad=false")
-"""No product is merged with a sum: what is decided by comparing then rounds as in the definition."""
+"""No product is merged with a sum: what is decided by comparing then rounds as in the definition.
+
+CuPy adds -ftz=true: a float32 below 1.2e-38 counts as zero.  So small an overlap is none, and so small a probability
+passes no threshold; a maximum or a rectifier changes by no more than such a number.
+"""
 
 
 def launch(source: str, name: str, threads: int, *args: Array | int | float, real: Any) -> None:
@@ -22,9 +27,14 @@ def launch(source: str, name: str, threads: int, *args: Array | int | float, rea
     """
     blocks = -(-threads // THREADS)
     if blocks:
-        kind = "double" if str(real) == "float64" else "float"
-        module = backend.cuda_module(Path(source).with_suffix(".cu"), *OPTIONS, f"-DREAL={kind}")
-        module.get_function(name)((blocks,), (THREADS,), args)
+        _kernel(source, name, "double" if str(real) == "float64" else "float")((blocks,), (THREADS,), args)
+
+
+@cache
+def _kernel(source: str, name: str, kind: str):
+    """A kernel, looked up once: CuPy would ask the driver for it again."""
+    module = backend.cuda_module(Path(source).with_suffix(".cu"), *OPTIONS, f"-DREAL={kind}")
+    return module.get_function(name)
 
 
 def contiguous(x: Array) -> Array:

@@ -128,14 +128,14 @@ def train(
         dataset, model.config.preprocess, batch_size=config.batch_size, seed=config.seed, images=config.images,
         start=state.position, augment=config.augment, min_sizes=config.min_sizes,
         aspect_factor=config.aspect_factor, workers=config.workers,
-        rank=communicator.rank, size=communicator.size, xp=model.xp,
+        rank=communicator.rank, size=communicator.size, parts=config.accumulate, xp=model.xp,
     )  # fmt: skip
     model.train()
     model.compute(precision=config.precision, recompute=config.recompute)
     folder, quiet = out if leads else None, quiet or not leads
     with (
         Interrupt(quiet=not leads) as interrupt,
-        Monitor(folder, config.images, state.position, quiet=quiet) as monitor,
+        Monitor(folder, config.images, state.position, quiet=quiet, xp=model.xp) as monitor,
     ):
 
         def stop() -> bool:
@@ -260,7 +260,7 @@ def _non_finite(
 ) -> NonFiniteError:
     """The error that says which step, which images, and which layer."""
     origin = first_non_finite(
-        model, batch.images, lambda: batch_gradient(model, batch, config.accumulate, state.moving)
+        model, batch.images[:], lambda: batch_gradient(model, batch, config.accumulate, state.moving)
     )
     images = ", ".join(f"{number} ({name})" for number, name in zip(batch.image_ids, batch.names, strict=True))
     told = communicator.gather({"origin": np.array(origin), "images": np.array(images)}) or []

@@ -10,7 +10,10 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
+
+from minidet import backend
 
 
 @dataclass(frozen=True)
@@ -47,9 +50,9 @@ class Monitor:
     steps are done again.
     """
 
-    def __init__(self, folder: Path | None, images: int, position: int, *, quiet: bool):
+    def __init__(self, folder: Path | None, images: int, position: int, *, quiet: bool, xp=np):
         self.rows: list[StepRecord] = []
-        self.quiet = quiet
+        self.quiet, self.xp = quiet, xp
         self._path = None if folder is None else folder / "metrics.csv"
         if self._path is not None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -76,10 +79,15 @@ class Monitor:
         self._bar.set_postfix_str(
             f"loss {row.loss:.3f} = class {row.classification:.3f} + box {row.box:.3f}, N_pos {row.positives}, "
             f"lr {row.lr:.2g}, ms: data {row.data_ms:.0f} match {row.match_ms:.0f} forward {row.forward_ms:.0f} "
-            f"backward {row.backward_ms:.0f} update {row.update_ms:.0f}",
+            f"backward {row.backward_ms:.0f} update {row.update_ms:.0f}{self._memory()}",
             refresh=False,
         )
         self._bar.update(row.position - self._bar.n)
+
+    def _memory(self) -> str:
+        """Of a GPU, after this step: what arrays take, and what the pool holds for them."""
+        taken = None if self.quiet else backend.pool_bytes(self.xp)
+        return "" if taken is None else ", GiB: used {:.2f} pool {:.2f}".format(*(n / 2**30 for n in taken))
 
     def validated(self, AP: float, AP50: float) -> None:
         """Add to the last step what validation said of the model after it."""

@@ -8,7 +8,7 @@ from time import perf_counter
 from minidet import backend
 from minidet.autograd import Tensor
 from minidet.backend import Array
-from minidet.data.loader import Batch
+from minidet.data.loader import Batch, cuts
 from minidet.detection.criterion import build_targets, image_weights, loss
 from minidet.models import RetinaNet
 from minidet.training.communicator import Alone, Communicator
@@ -61,12 +61,10 @@ def batch_gradient(
     communicator = communicator or Alone()
     xp, config = model.xp, model.config
     N, H, W, _ = batch.images.shape
-    size = max(1, -(-N // parts))
-    cuts = [slice(start, start + size) for start in range(0, N, size)]
-
     clock = perf_counter()
     anchors = model.anchors(H, W, xp)
-    targets = [build_targets(anchors, batch.boxes[cut], batch.labels[cut], config.matcher) for cut in cuts]
+    pieces = cuts(N, parts)
+    targets = [build_targets(anchors, batch.boxes[cut], batch.labels[cut], config.matcher) for cut in pieces]
     mine = slice(batch.first, batch.first + N)
     positives = xp.zeros(batch.whole, dtype=xp.int64)
     if targets:
@@ -78,7 +76,7 @@ def batch_gradient(
 
     totals = xp.zeros(3, dtype=xp.float64)  # both losses, and the boxes dropped
     totals[2] = batch.dropped
-    for cut, target in zip(cuts, targets, strict=True):
+    for cut, target in zip(pieces, targets, strict=True):
         clock = perf_counter()
         logits, deltas = model(Tensor(xp.asarray(batch.images[cut])))
         losses = loss(logits, deltas, target, weights[cut], config.loss, config.coder)

@@ -13,6 +13,7 @@ from minidet import backend
 from minidet.autograd import Tensor
 from minidet.data.loader import Batch
 from minidet.data.sample import Dataset
+from minidet.data.upload import Parts, padded
 from minidet.evaluation import Evaluation
 from minidet.evaluation.evaluate import detections_of, judge
 from minidet.evaluation.inputs import Results
@@ -25,12 +26,10 @@ def pad_alike(batch: Batch, communicator: Communicator) -> Batch:
     """The batch, padded to the height and width of the largest one of all processes."""
     size = np.array(batch.images.shape[1:3])
     communicator.all_max(size)
-    if batch.images.shape[1:3] == tuple(size):
+    if isinstance(batch.images, Parts):
+        batch.images.pad(*size.tolist())
         return batch
-    N, h, w, channels = batch.images.shape
-    images = backend.namespace(batch.images).zeros((N, *size.tolist(), channels), dtype=batch.images.dtype)
-    images[:, :h, :w] = batch.images
-    return replace(batch, images=images)
+    return replace(batch, images=padded(batch.images, *size.tolist()))
 
 
 def sum_gradients(communicator: Communicator, parameters: Iterable[Tensor]) -> None:

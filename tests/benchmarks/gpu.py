@@ -7,7 +7,8 @@
 Each side is a process of its own; they take turns, and give back what memory they do not need in between.  Images
 are on the device before the clock starts; every call ends when the device is done.  torchvision runs eagerly in
 channels_last, in bf16 with autocast.  fp32 is float32 as NumPy has it; tf32 rounds the factors of products to ten
-bits of fraction.
+bits of fraction.  Reads are copies to the host, launches what one call starts at least (launches.py); a dry run counts
+them on the fake GPU.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ class Benchmark:
         if part in ("train", "inference"):
             batches = (2,) if self.quick else (2, 16) if part == "train" else (1, 16)
             print(f"{'':24}{'ours ms':>9}{'images/s':>10}{'torch ms':>10}{'images/s':>10}{'ratio':>7}"
-                  f"{'ours MiB':>10}{'torch MiB':>10}{'reads':>7}")  # fmt: skip
+                  f"{'ours MiB':>10}{'torch MiB':>10}{'reads':>7}{'launches: own, cuBLAS, CuPy':>29}")  # fmt: skip
             for images in batches:
                 for precision in PRECISIONS:
                     self.attempt(part, f"N={images} {precision}", self.network, part, images, precision)
@@ -130,6 +131,7 @@ class Benchmark:
                 times[side.name].append(1e3 * side.ask("run", calls=calls)["seconds"])
                 side.ask("release")
         row["reads"] = sides[0].ask("reads")["reads"]
+        row["launches"] = sides[0].ask("launches")
         for name, windows in times.items():
             row[f"{name}_ms"], row[f"{name}_images_s"] = median(windows), 1e3 * images / median(windows)
         torch = [row.get(f"torch_{key}") for key in ("ms", "images_s", "mib")]
@@ -138,7 +140,8 @@ class Benchmark:
         cells = [row["ours_ms"], row["ours_images_s"], torch[0], torch[1], row["ratio"], row["ours_mib"], torch[2]]
         shown = (f"{'-' if cell is None else format(cell, form):>{width}}" for cell, form, width in zip(
             cells, (".1f", ".1f", ".1f", ".1f", ".2f", ".0f", ".0f"), (9, 10, 10, 10, 7, 10, 10), strict=True))
-        print(f"{row['name']:24}{''.join(shown)}{row['reads']:7}")
+        started = " + ".join(map(str, row["launches"].values()))
+        print(f"{row['name']:24}{''.join(shown)}{row['reads']:7}{started:>29}")
 
     def side(self, name: str) -> Worker:
         """Its process, started when first asked for."""

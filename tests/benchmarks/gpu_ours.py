@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from time import perf_counter
 
 import numpy as np
@@ -18,6 +20,7 @@ from minidet.kernels import convolution, only
 from minidet.kernels.precision import bfloat16
 from minidet.optim import SGD
 from minidet.training.step import batch_gradient
+from tests.benchmarks.launches import counted
 from tests.benchmarks.worker import serve
 from tests.tiny import model as tiny_model
 
@@ -169,10 +172,12 @@ class Measurements:
 class NetworkJob:
     """A training step or a detection of one batch, whose images are on the device already."""
 
-    def __init__(self, part: str, images: int, precision: str, tiny: bool) -> None:
-        xp = self.xp = backend.default()
+    def __init__(self, part: str, images: int, precision: str, tiny: bool, xp=None) -> None:
+        self.made = part, images, precision, tiny
+        xp = self.xp = xp or backend.default()
         set_tf32(precision)
-        model = tiny_model() if tiny else md.RetinaNet(md.presets.torchvision_v1([f"class {k}" for k in range(91)]))
+        classes = [f"class {k}" for k in range(91)]
+        model = tiny_model(xp=xp) if tiny else md.RetinaNet(md.presets.torchvision_v1(classes), xp=xp)
         self.model, self.step = model, part == "train"
         model.compute(precision="bfloat16" if precision == "bf16" else "float32")
         H, W = (64, 96) if tiny else (800, 1344)
@@ -216,6 +221,20 @@ class NetworkJob:
         finally:
             backend.to_numpy = copy
         return {"reads": count}
+
+    def launches(self) -> dict:
+        """How many kernels one call starts: launches.py says what is counted.  Without a GPU, on a fake one."""
+        if backend.name_of(self.xp) == "cupy":
+            with counted(self.xp) as counts:
+                self.run()
+            return counts
+        sys.path.append(str(Path(__file__).parents[1]))
+        from fake_gpu import fake_gpu
+
+        with fake_gpu():
+            pretended = NetworkJob(*self.made, xp=backend.load("cupy"))
+            pretended.run()  # anchors are there from now on
+            return pretended.launches()
 
     def memory(self) -> dict:
         """The pool's size after one call that began with an empty one, in MiB."""

@@ -32,15 +32,9 @@ def device() -> int:
 
 
 @cache
-def _module(file: str, device: int):
-    """A .cu file beside this one, compiled for the device; CuPy keeps the result on disk."""
-    source = Path(__file__).with_name(file).read_text()
-    return backend.cuda().RawModule(code=source, options=("-std=c++17",))
-
-
-@cache
-def _kernel(file: str, name: str, device: int):
-    return _module(file, device).get_function(name)
+def _kernel(file: str, name: str):
+    """A kernel of a .cu file beside this one; CuPy knows what is compiled for which device."""
+    return backend.cuda_module(Path(__file__).with_name(file), "-std=c++17").get_function(name)
 
 
 def launch(file: str, name: str, blocks: tuple[int, int], threads: int, shared_bytes: int, args: tuple) -> None:
@@ -49,7 +43,7 @@ def launch(file: str, name: str, blocks: tuple[int, int], threads: int, shared_b
     An argument is an array, an int for a 32-bit int, or None for a null pointer.
     """
     passed = tuple(np.int64(0) if a is None else np.int32(a) if isinstance(a, int) else a for a in args)
-    _kernel(file, name, device())(blocks, (threads,), passed, shared_mem=shared_bytes)
+    _kernel(file, name)(blocks, (threads,), passed, shared_mem=shared_bytes)
 
 
 @dataclass(frozen=True)
