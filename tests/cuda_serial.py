@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from minidet.kernels import precision
+
 HEADER = Path(__file__).parent / "cuda_serial.h"
 KERNEL = re.compile(r'extern "C" __global__ void (\w+)\(([^)]*)\)')
 POINTERS = {"long long": np.int64, "int": np.int32, "unsigned char": np.uint8, "bool": np.bool_, "double": np.float64}
@@ -40,7 +42,9 @@ def compile(source: str, real: str) -> dict:
     assert done.returncode == 0, done.stderr
     library = ctypes.CDLL(str(folder / "kernels.so"))
     shutil.rmtree(folder)
-    types = POINTERS | {"REAL": np.float64 if real.endswith("double") else np.float32}
+    narrow = precision.bfloat16(np) if real.endswith("Bfloat16") else None
+    wide = np.dtype(np.float64 if real.endswith("double") else np.float32)
+    types = POINTERS | {"REAL": narrow or wide, "Wide": wide}
     return {name: _launcher(getattr(library, f"launch_{name}"), p, types) for name, p in found.items()}
 
 

@@ -24,6 +24,7 @@ TOLERANCE = {
 }
 """Largest difference relative to the largest value.  Kernels have their own, in test_kernels.py."""
 
+FLOATS = (np.float32, np.float64)
 each_dtype = pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])
 
 
@@ -70,6 +71,45 @@ def test_kernel(kernel, version, cupy, rng):
             test_kernels.assert_held(kernel, fast, case, cupy)
             reached += 1
     assert reached, "no case reaches this version: the comparison would be empty"
+
+
+@pytest.mark.parametrize("kernel", [k for k in test_kernels.CASES if k.narrow], ids=lambda k: k.__name__)
+def test_kernel_in_bfloat16(kernel, cupy, rng):
+    """What float32 makes of the same numbers, rounded once, to the bit; sums over maps stay float32."""
+    narrow = pytest.importorskip("ml_dtypes").bfloat16
+    for case in test_kernels.CASES[kernel](rng):
+        axes = case[0].ndim
+
+        def moved(a, dtype, axes=axes):
+            return a.astype(dtype if a.ndim == axes else np.float32) if getattr(a, "dtype", 0) in FLOATS else a
+
+        rounded = [moved(a, narrow) for a in case]
+        version, run = kernel.choose(*(cupy.asarray(a) if isinstance(a, np.ndarray) else a for a in rounded))
+        assert version in kernel.narrow
+        wide = [moved(a.astype(np.float32) if getattr(a, "dtype", 0) == narrow else a, np.float32) for a in rounded]
+        results = zip(test_kernels.call(run, rounded, cupy), test_kernels.call(kernel.textbook, wide, np), strict=True)
+        for got, want in results:
+            if got.dtype == narrow:
+                assert want.ndim == axes
+                np.testing.assert_array_equal(got.astype(np.float32), want.astype(narrow).astype(np.float32))
+            else:
+                assert got.dtype == want.dtype and (want.ndim != axes or want.dtype == np.uint8)
+                np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+
+
+def test_bfloat16_is_rounded_to_the_nearest(cupy):
+    """Every bfloat16, and what lies halfway to the next one: of two equally near ones, the even."""
+    narrow = pytest.importorskip("ml_dtypes").bfloat16
+    bits = np.arange(1 << 16, dtype=np.uint16)
+    a = bits.view(narrow)
+    half = np.where(bits & 0x7F80 > 0x0400, (bits & 0xFF80) - 0x0400, 0).astype(np.uint16).view(narrow)
+    for first, second in ((a, 0 * half), (a, half), (a, np.roll(a, 7777))):
+        got = backend.to_numpy(kernels.rectify_sum(cupy.asarray(first), cupy.asarray(second)))
+        with np.errstate(all="ignore"):
+            want = np.maximum(first.astype(np.float32) + second.astype(np.float32), 0).astype(narrow)
+        np.testing.assert_array_equal(got.astype(np.float32), want.astype(np.float32))
+    one, nan = np.ones((1, 1, 1), narrow), np.asarray([0x7FFFFFFF], np.uint32).view(np.float32)  # the NaN of GPUs
+    assert np.isnan(backend.to_numpy(kernels.epilogue_gradient(*map(cupy.asarray, (one, one, nan)))[0])).all()
 
 
 @pytest.mark.parametrize("kernel", test_kernels.CASES, ids=lambda k: k.__name__)
