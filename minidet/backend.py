@@ -196,6 +196,8 @@ def pool_bytes(xp) -> tuple[int, int] | None:
 
 
 @cache
-def cuda_module(path: Path, *options: str):
-    """The kernels in a file of CUDA, compiled when the first is asked for; CuPy keeps them on disk."""
-    return importlib.import_module("cupy").RawModule(code=path.read_text(), options=options)
+def cuda_module(paths: tuple[Path, ...], *options: str):
+    """The kernels in files of CUDA, compiled as one when the first is asked for; CuPy keeps them on disk."""
+    # CuPy would not see that a file has changed which the code includes.
+    code = "\n".join(path.read_text() for path in paths)
+    return importlib.import_module("cupy").RawModule(code=code, options=options)

@@ -91,7 +91,7 @@ def _wrapped(function, *, name: str = ""):
         if name in UNKNOWN_SIZES:
             _note(counts.waits, name)
         result = _dressed(function(*bare(args), **{key: bare(value) for key, value in kwargs.items()}))
-        if name == "empty" and result._array.dtype.kind == "f":
+        if name == "empty" and result._array.dtype.kind in "fV":
             result._array.fill(np.nan)  # undefined, and seen to be
         return result
 

@@ -65,6 +65,7 @@ def signatures(source: str, options: tuple[str, ...] = ()) -> dict[str, Signatur
     defined = [option for option in options if option.startswith("-D")]
     command = ["g++", "-E", "-P", "-x", "c++", "-D__CUDACC__", *defined, "-"]
     text = subprocess.run(command, input=source, capture_output=True, text=True, check=True, timeout=60).stdout
+    text = re.sub(r"\bWide\b", "double" if "-DREAL=double" in defined else "float", text)
     found = {}
     for bound, name, parameters in KERNEL.findall(text):
         if bound and not bound.isdigit():

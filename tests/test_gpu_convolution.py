@@ -183,8 +183,8 @@ def test_what_a_kernel_is_given(monkeypatch):
     kernel = lambda *call, shared_mem: given.append((call, shared_mem))  # noqa: E731
     module = SimpleNamespace(get_function=lambda name: {"convolve_float32": kernel}[name])
 
-    def compiled(path, *options):
-        assert "convolve_##name" in path.read_text() and options == ("-std=c++17",)
+    def compiled(paths, *options):
+        assert "convolve_##name" in paths[0].read_text() and options == ("-std=c++17",)
         return module
 
     monkeypatch.setattr(backend, "cuda_module", compiled)

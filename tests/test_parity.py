@@ -14,7 +14,7 @@ from op_cases import CASES
 from minidet import backend, kernels
 from minidet.autograd import Tensor
 from minidet.detection import CoderConfig, LossConfig, build_targets, image_weights, loss, postprocess
-from minidet.kernels import only
+from minidet.kernels import normalization, only
 from minidet.optim import SGD, AdamW, Optimizer, ParameterGroup
 
 TOLERANCE = {
@@ -24,6 +24,8 @@ TOLERANCE = {
 }
 """Largest difference relative to the largest value.  Kernels have their own, in test_kernels.py."""
 
+FLOATS = (np.float32, np.float64)
+BY_SUMS = (kernels.normalize_groups, kernels.normalize_groups_gradient)
 each_dtype = pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])
 
 
@@ -70,6 +72,81 @@ def test_kernel(kernel, version, cupy, rng):
             test_kernels.assert_held(kernel, fast, case, cupy)
             reached += 1
     assert reached, "no case reaches this version: the comparison would be empty"
+
+
+@pytest.mark.parametrize("kernel", [k for k in test_kernels.CASES if k.narrow], ids=lambda k: k.__name__)
+def test_kernel_in_bfloat16(kernel, cupy, rng):
+    """What float32 makes of the same numbers, rounded once, to the bit; sums over maps stay float32.
+
+    Numbers that follow from such a sum may be rounded to the next one.
+    """
+    narrow = pytest.importorskip("ml_dtypes").bfloat16
+    for case in test_kernels.CASES[kernel](rng):
+        axes = case[0].ndim
+
+        def moved(a, dtype, axes=axes):
+            return a.astype(dtype if a.ndim == axes else np.float32) if getattr(a, "dtype", 0) in FLOATS else a
+
+        rounded = [moved(a, narrow) for a in case]
+        version, run = kernel.choose(*(cupy.asarray(a) if isinstance(a, np.ndarray) else a for a in rounded))
+        assert version in kernel.narrow
+        wide = [moved(a.astype(np.float32) if getattr(a, "dtype", 0) == narrow else a, np.float32) for a in rounded]
+        results = zip(test_kernels.call(run, rounded, cupy), test_kernels.call(kernel.textbook, wide, np), strict=True)
+        for got, want in results:
+            if got.dtype == narrow and kernel in BY_SUMS:
+                np.testing.assert_allclose(got.astype(np.float32), want, rtol=2.0**-8 + 1e-5, atol=1e-5)
+            elif got.dtype == narrow:
+                assert want.ndim == axes
+                np.testing.assert_array_equal(got.astype(np.float32), want.astype(narrow).astype(np.float32))
+            else:
+                assert got.dtype == want.dtype and (want.ndim != axes or want.dtype == np.uint8)
+                np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("relu", [False, True], ids=["", "relu"])
+@pytest.mark.parametrize(
+    ("threads", "shortest", "shares"), [(1 << 19, 16, 64), (1, 1, 64), (1 << 19, 1, 2)],
+    ids=["as it is", "a run per level", "a pixel per run"],
+)  # fmt: skip
+def test_norms_share_out_their_sums(threads, shortest, shares, relu, cupy, rng, monkeypatch):
+    """However many pixels a thread has, and however many sums: levels of one pixel, channels of one group."""
+    for name, value in (("_THREADS", threads), ("_SHORTEST", shortest), ("_SHARES", shares)):
+        monkeypatch.setattr(normalization, name, value)
+    monkeypatch.setattr(normalization, "_plan", normalization._plan.__wrapped__)
+    maps = ((1, 1), (9, 7), (3, 2), (1, 1))
+    for N, C, groups in ((3, 5, 5), (1, 6, 1), (2, 12, 4), (1, 1, 1), (2, 300, 50)):
+        x, gy = np.swapaxes(rng.normal(2, 1, size=(2, 71, N, C)), 1, 2)  # not contiguous
+        weight, bias = rng.normal(size=(2, C))
+        case = x, weight, bias, groups, 1e-3, maps, relu
+        y, statistics = kernels.normalize_groups.textbook(*case)
+        slopes = x, gy, weight, statistics, 1e-3, maps, np.swapaxes(y.swapaxes(0, 1).copy(), 0, 1) if relu else None
+        for kernel, arguments in ((kernels.normalize_groups, case), (kernels.normalize_groups_gradient, slopes)):
+            test_kernels.assert_held(kernel, kernel.fast["cupy:fast"][2], arguments, cupy)
+
+
+@pytest.mark.parametrize(("dtype", "mean", "bound"), [(np.float64, 1e6, 1e-9), (np.float32, 1e4, 1e-6)])
+def test_variances_beside_a_large_mean(dtype, mean, bound, cupy, rng):
+    x, ones, maps = rng.normal(mean, 1, size=(2, 500, 8)).astype(dtype), np.ones(8, dtype), ((250, 1), (25, 10))
+    for first in (mean, 0):  # a first pixel like the others, or unlike them all
+        x[:, ::250] = first
+        _, got = test_kernels.call(kernels.normalize_groups, (x, ones, ones, 2, 1e-5, maps, False), cupy)
+        exact = x.astype(np.float64), ones, ones, 2, 1e-5, maps, False
+        np.testing.assert_allclose(got, kernels.normalize_groups.textbook(*exact)[1], rtol=bound)
+
+
+def test_bfloat16_is_rounded_to_the_nearest(cupy):
+    """Every bfloat16, and what lies halfway to the next one: of two equally near ones, the even."""
+    narrow = pytest.importorskip("ml_dtypes").bfloat16
+    bits = np.arange(1 << 16, dtype=np.uint16)
+    a = bits.view(narrow)
+    half = np.where(bits & 0x7F80 > 0x0400, (bits & 0xFF80) - 0x0400, 0).astype(np.uint16).view(narrow)
+    for first, second in ((a, 0 * half), (a, half), (a, np.roll(a, 7777))):
+        got = backend.to_numpy(kernels.rectify_sum(cupy.asarray(first), cupy.asarray(second)))
+        with np.errstate(all="ignore"):
+            want = np.maximum(first.astype(np.float32) + second.astype(np.float32), 0).astype(narrow)
+        np.testing.assert_array_equal(got.astype(np.float32), want.astype(np.float32))
+    one, nan = np.ones((1, 1, 1), narrow), np.asarray([0x7FFFFFFF], np.uint32).view(np.float32)  # the NaN of GPUs
+    assert np.isnan(backend.to_numpy(kernels.epilogue_gradient(*map(cupy.asarray, (one, one, nan)))[0])).all()
 
 
 @pytest.mark.parametrize("kernel", test_kernels.CASES, ids=lambda k: k.__name__)
@@ -176,6 +253,7 @@ def test_kernels_for_a_gpu_run_on_it(cupy):
         (kernels.best_matches, boxes, boxes),
         (kernels.rectify_sum, x, x),
         (kernels.epilogue_gradient, x, x, None),
+        (kernels.normalize_groups, x, x[0, 0, :], x[0, 0, :], 2, 1e-5, ((40, 1),), True),
         (kernels.best_pairs, x[0, ...], 0.05, 10),
     ):
         assert kernel.choose(*args)[0] == "cupy:fast", kernel.__name__

@@ -8,9 +8,12 @@ from typing import Any
 
 from minidet import backend
 from minidet.backend import Array
+from minidet.kernels.precision import sums_in
 
 THREADS = 256
 """Threads of a block."""
+NUMBERS = Path(__file__).with_name("numbers.cuh")
+"""What comes before every file."""
 OPTIONS = ("--std=c++17", "--fmad=false")
 """No product is merged with a sum: what is decided by comparing then rounds as in the definition.
 
@@ -22,18 +25,19 @@ passes no threshold; a maximum or a rectifier changes by no more than such a num
 def launch(source: str, name: str, threads: int, *args: Array | int | float, real: Any) -> None:
     """Run a kernel of the CUDA file beside the Python file `source` on at least so many threads.
 
-    REAL is the type `real` there.  Arrays are passed as pointers: they have to be contiguous; an int is a long long,
-    a float a double.
+    REAL is the type `real` there, and Wide the one to compute in (numbers.cuh).  Arrays are passed as pointers: they
+    have to be contiguous; an int is a long long, a float a double.
     """
     blocks = -(-threads // THREADS)
     if blocks:
-        _kernel(source, name, "double" if str(real) == "float64" else "float")((blocks,), (THREADS,), args)
+        kind = {"float64": "double", "bfloat16": "Bfloat16"}.get(str(real), "float")
+        _kernel(source, name, kind)((blocks,), (THREADS,), args)
 
 
 @cache
 def _kernel(source: str, name: str, kind: str):
     """A kernel, looked up once: CuPy would ask the driver for it again."""
-    module = backend.cuda_module(Path(source).with_suffix(".cu"), *OPTIONS, f"-DREAL={kind}")
+    module = backend.cuda_module((NUMBERS, Path(source).with_suffix(".cu")), *OPTIONS, f"-DREAL={kind}")
     return module.get_function(name)
 
 
@@ -50,13 +54,13 @@ def elementwise(source: str, name: str, *arrays: Array) -> Array:
 
 
 def sum_columns(source: str, name: str, g: Array, *arguments: Array) -> Array:
-    """What a kernel sums over all but the last axis of g: in shares, and these in a fixed order."""
+    """What a kernel sums over all but the last axis of g: in shares, and these in a fixed order; never bfloat16."""
     xp, F = backend.namespace(g), g.shape[-1]
     rows = g.size // max(1, F)
     chunks = min(rows, max(1, _SHARES // max(1, F)))
-    sums = xp.empty((chunks, F), dtype=g.dtype)
+    sums = xp.empty((chunks, F), dtype=sums_in(g))
     launch(source, name, chunks * F, *arguments, sums, rows, F, chunks, real=g.dtype)
-    return xp.astype(xp.sum(sums, axis=0, dtype=xp.float64), g.dtype)
+    return xp.astype(xp.sum(sums, axis=0, dtype=xp.float64), sums.dtype)
 
 
 _SHARES = 1 << 17  # enough threads for any GPU, few enough for their sums to be small

@@ -41,16 +41,23 @@ class Kernel:
         update_wrapper(self, textbook)
         self.textbook = textbook
         self.fast: dict[str, tuple[str, Callable, Callable]] = {}
+        self.narrow: set[str] = set()
         self._names: dict[tuple, str] = {}
 
-    def faster_on(self, library: str, version: str = "fast", *, when: Callable = lambda *_: True) -> Callable:
-        """Register the decorated function for arrays of `library` whenever `when(*args)` holds."""
+    def faster_on(
+        self, library: str, version: str = "fast", *, when: Callable = lambda *_: True, narrow: bool = False
+    ) -> Callable:
+        """Register the decorated function for arrays of `library` whenever `when(*args)` holds.
+
+        Bfloat16 it gets only if it is made for that, `narrow`; else it computes in float32 (`rounded_once`).
+        """
 
         def register(implementation: Callable) -> Callable:
             name = f"{library}:{version}"
             if name in self.fast:
                 raise ValueError(f"{self.__name__} already has a version {name!r}")
             self.fast[name] = (library, when, implementation)
+            self.narrow |= {name} if narrow else set()
             return implementation
 
         return register
@@ -68,8 +75,7 @@ class Kernel:
     def __call__(self, *args):
         """The result for these arguments, from the version that `choose` names."""
         version, run = self.choose(*args)
-        # Made for bfloat16 are only GPU versions with a name of their own, whose rules say so.
-        if is_bfloat16(args[0]) and (version == "cupy:fast" or not version.startswith("cupy:")):
+        if is_bfloat16(args[0]) and version not in self.narrow:
             return rounded_once(self, args)
         if version.startswith("numpy:"):
             name = self._names.get((version, args[0].dtype))

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import numpy as np
 
 from minidet import backend
+from minidet.kernels import cuda
 from minidet.kernels.kernel import Kernel
 from minidet.kernels.parallel import parallel
+from minidet.kernels.precision import sums_in
 
 Maps = tuple[tuple[int, int], ...]
 
@@ -26,57 +28,62 @@ def normalize_groups(x, weight, bias, groups: int, eps: float, maps: Maps, relu:
         x: (N, S, C), the levels `maps` one after the other
         weight: (C,)
         bias: (C,)
-        returns: y (N, S, C), and mean and 1 / sqrt(variance + eps), both (N, L, groups)
+        returns: y (N, S, C), and statistics (2, N, L, groups), mean and variance
     Source: Wu and He, Group Normalization, arXiv:1803.08494, eq. (1), (2), (7).
     """
     xp = backend.namespace(x)
     N, _, C = x.shape
-    levels, means, scales = [], [], []
+    levels, means, variances = [], [], []
     for inside in _places(maps):
         level = x[:, inside, :]
         grouped = xp.reshape(level, (N, level.shape[1], groups, C // groups))
-        mean = xp.mean(grouped, axis=(1, 3), keepdims=True)
-        scale = 1 / xp.sqrt(xp.mean((grouped - mean) ** 2, axis=(1, 3), keepdims=True) + eps)
-        levels.append(xp.reshape((grouped - mean) * scale, level.shape) * weight + bias)
+        mean = _mean(grouped, xp)
+        variance = _mean((grouped - mean) ** 2, xp)
+        levels.append(xp.reshape((grouped - mean) * (1 / xp.sqrt(variance + eps)), level.shape) * weight + bias)
         means.append(xp.reshape(mean, (N, groups)))
-        scales.append(xp.reshape(scale, (N, groups)))
-    y = xp.concat(levels, axis=1)
-    return xp.maximum(y, xp.zeros_like(y)) if relu else y, xp.stack(means, axis=1), xp.stack(scales, axis=1)
+        variances.append(xp.reshape(variance, (N, groups)))
+    y, statistics = xp.concat(levels, axis=1), xp.stack([xp.stack(each, axis=1) for each in (means, variances)])
+    return xp.maximum(y, xp.zeros_like(y)) if relu else y, statistics
 
 
 @Kernel
-def normalize_groups_gradient(x, gy, weight, mean, scale, maps: Maps, y):
+def normalize_groups_gradient(x, gy, weight, statistics, eps: float, maps: Maps, y):
     """dL/dx, dL/dweight and dL/dbias of `normalize_groups`.
 
-    With n = (x - mean) * scale and g = dL/dy * weight, the mean taken over the same elements:
-    dL/dx = scale * (g - mean(g) - n * mean(g * n)).  Of a rectified y, dL/dy counts only where y > 0.
+    With scale = 1 / sqrt(variance + eps), n = (x - mean) * scale and g = dL/dy * weight, means taken over the same
+    elements: dL/dx = scale * (g - mean(g) - n * mean(g * n)).  Of a rectified y, dL/dy counts only where y > 0.
 
     Shapes:
         x: (N, S, C)
         gy: (N, S, C)
         weight: (C,)
-        mean: (N, L, groups)
-        scale: (N, L, groups)
+        statistics: (2, N, L, groups), mean and variance
         y: (N, S, C) if it was rectified, else None
         returns: (N, S, C), (C,), (C,)
     """
     xp = backend.namespace(x)
     gy = gy if y is None else xp.where(y > 0, gy, xp.zeros_like(gy))
     N, _, C = x.shape
-    groups = mean.shape[2]
+    groups = statistics.shape[3]
     levels = []
     gweight = xp.zeros((C,), dtype=gy.dtype, device=gy.device)
     for number, inside in enumerate(_places(maps)):
         level, gy_level = x[:, inside, :], gy[:, inside, :]
         shape = (N, level.shape[1], groups, C // groups)
-        level_mean = xp.reshape(mean[:, number, :], (N, 1, groups, 1))
-        level_scale = xp.reshape(scale[:, number, :], (N, 1, groups, 1))
-        n = (xp.reshape(level, shape) - level_mean) * level_scale
+        mean, variance = (xp.reshape(statistics[i, :, number, :], (N, 1, groups, 1)) for i in (0, 1))
+        scale = 1 / xp.sqrt(variance + eps)
+        n = (xp.reshape(level, shape) - mean) * scale
         g = xp.reshape(gy_level * weight, shape)
-        pull = xp.mean(g, axis=(1, 3), keepdims=True) + n * xp.mean(g * n, axis=(1, 3), keepdims=True)
-        levels.append(xp.reshape(level_scale * (g - pull), level.shape))
+        levels.append(xp.reshape(scale * (g - _mean(g, xp) - n * _mean(g * n, xp)), level.shape))
         gweight = gweight + xp.sum(gy_level * xp.reshape(n, level.shape), axis=(0, 1))
     return xp.concat(levels, axis=1), gweight, xp.sum(gy, axis=(0, 1))
+
+
+def _mean(x, xp):
+    """Over pixels and a group's channels, in double precision: tens of thousands of float32 numbers, added one after
+    the other, lose four digits, and what follows then differs in the third."""
+    total = xp.sum(x, axis=(1, 3), keepdims=True, dtype=xp.float64)
+    return xp.astype(total / (x.shape[1] * x.shape[3]), x.dtype)
 
 
 def _places(maps: Maps) -> list[slice]:
@@ -94,19 +101,19 @@ def _starts(maps: Maps) -> np.ndarray:
 def _normalize_groups_numba(x, weight, bias, groups: int, eps: float, maps: Maps, relu: bool):
     weight, bias = weight.astype(x.dtype, copy=False), bias.astype(x.dtype, copy=False)
     N, x, y = len(x), np.ascontiguousarray(x), np.empty(x.shape, x.dtype)
-    means, scales = np.empty((N, len(maps), groups), x.dtype), np.empty((N, len(maps), groups), x.dtype)
-    _normalize_image(N, x, weight, bias, eps, _starts(maps), _floor(x, relu), y, means, scales)
-    return y, means, scales
+    statistics = np.empty((2, N, len(maps), groups), x.dtype)
+    _normalize_image(N, x, weight, bias, eps, _starts(maps), _floor(x, relu), y, *statistics)
+    return y, statistics
 
 
 @normalize_groups_gradient.faster_on("numpy")
-def _normalize_groups_gradient_numba(x, gy, weight, mean, scale, maps: Maps, y):
+def _normalize_groups_gradient_numba(x, gy, weight, statistics, eps: float, maps: Maps, y):
     weight, floor = weight.astype(x.dtype, copy=False), _floor(x, y is not None)
     x, gy, y = (np.ascontiguousarray(a) for a in (x, gy, x if y is None else y))
     (N, _, C), gx = x.shape, np.empty(gy.shape, gy.dtype)
     gweight, gbias = np.zeros((N, C)), np.zeros((N, C))  # a row per image: threads never write to the same sum
     starts = _starts(maps)
-    _normalize_image_gradient(N, x, gy, weight, mean, scale, starts, y, floor, gx, gweight, gbias)
+    _normalize_image_gradient(N, x, gy, weight, *statistics, eps, starts, y, floor, gx, gweight, gbias)
     return gx, gweight.sum(axis=0).astype(gy.dtype), gbias.sum(axis=0).astype(gy.dtype)
 
 
@@ -121,13 +128,13 @@ _RUN = 64  # pixels
 
 
 @parallel(error_model="numpy")
-def _normalize_image(n, x, weight, bias, eps, starts, floor, y, means, scales):
+def _normalize_image(n, x, weight, bias, eps, starts, floor, y, means, variances):
     """One image.
 
     One pass finds mean and variance: sums of x - pivot and of its square, with a pixel's value for the
     pivot, so that a large mean cancels nothing; then each group's from its channels' (Chan et al. 1979).
     """
-    x, y, means, scales = x[n], y[n], means[n], scales[n]
+    x, y, means, variances = x[n], y[n], means[n], variances[n]
     C, groups = x.shape[1], means.shape[1]
     width = C // groups
     total, square = np.empty(C), np.empty(C)
@@ -157,8 +164,9 @@ def _normalize_image(n, x, weight, bias, eps, starts, floor, y, means, scales):
             for c in range(g * width, (g + 1) * width):
                 away = pivot[c] + total[c] / count - center
                 spread += square[c] - total[c] * total[c] / count + count * away * away
-            scale = 1 / np.sqrt(spread / (count * width) + eps)
-            means[level, g], scales[level, g] = center, scale
+            variance = spread / (count * width)
+            scale = 1 / np.sqrt(variance + eps)
+            means[level, g], variances[level, g] = center, variance
             for c in range(g * width, (g + 1) * width):
                 slope[c] = scale * weight[c]
                 offset[c] = bias[c] - center * scale * weight[c]
@@ -169,8 +177,8 @@ def _normalize_image(n, x, weight, bias, eps, starts, floor, y, means, scales):
 
 
 @parallel(error_model="numpy")
-def _normalize_image_gradient(n, x, gy, weight, mean, scale, starts, y, floor, gx, gweight, gbias):
-    x, gy, mean, scale, y, gx, gweight, gbias = x[n], gy[n], mean[n], scale[n], y[n], gx[n], gweight[n], gbias[n]
+def _normalize_image_gradient(n, x, gy, weight, mean, variance, eps, starts, y, floor, gx, gweight, gbias):
+    x, gy, y, gx, mean, variance, gweight, gbias = x[n], gy[n], y[n], gx[n], mean[n], variance[n], gweight[n], gbias[n]
     C, groups = x.shape[1], mean.shape[1]
     width, zero = C // groups, x.dtype.type(0)
     sum_g, sum_gn = np.empty(C), np.empty(C)
@@ -182,7 +190,7 @@ def _normalize_image_gradient(n, x, gy, weight, mean, scale, starts, y, floor, g
         pixels, values, arriving, out = x[start:stop], y[start:stop], gy[start:stop], gx[start:stop]
         count = len(pixels) * width
         for c in range(C):
-            center[c], slope[c] = mean[level, c // width], scale[level, c // width]
+            center[c], slope[c] = mean[level, c // width], 1 / np.sqrt(variance[level, c // width] + eps)
             sum_g[c] = sum_gn[c] = 0
         for first in range(0, len(pixels), _RUN):
             inside = slice(first, first + _RUN)
@@ -214,3 +222,65 @@ def _normalize_image_gradient(n, x, gy, weight, mean, scale, starts, y, floor, g
             for c in range(C):
                 g = arriving[s, c] if values[s, c] > floor else zero
                 out[s, c] = along_gy[c] * g + along_x[c] * pixels[s, c] + constant[c]
+
+
+# On a GPU: normalization.cu says how the sums are shared out.
+
+_THREADS = 1 << 19  # enough for any GPU
+_SHORTEST = 16  # pixels of a run
+_SHARES = 64  # sums that one thread adds up in the end
+
+
+@normalize_groups.faster_on("cupy", when=lambda x, *_: x.size > 0, narrow=True)
+def _normalize_groups_cuda(x, weight, bias, groups: int, eps: float, maps: Maps, relu: bool):
+    xp, x, wide = backend.namespace(x), cuda.contiguous(x), sums_in(x)
+    weight, bias = (xp.astype(a, wide, copy=False) for a in (weight, bias))
+    start, sums = _runs(x, maps, groups, float(eps), int(relu))
+    y, statistics = xp.empty(x.shape, dtype=x.dtype), xp.empty((2, len(x), len(maps), groups), dtype=wide)
+    start("normalize", x, weight, bias, sums("moments", x), statistics, y)
+    return y, statistics
+
+
+@normalize_groups_gradient.faster_on("cupy", when=lambda x, gy, *_: x.size > 0 and x.dtype == gy.dtype, narrow=True)
+def _normalize_groups_gradient_cuda(x, gy, weight, statistics, eps: float, maps: Maps, y):
+    xp, x, gy, wide = backend.namespace(x), cuda.contiguous(x), cuda.contiguous(gy), sums_in(x)
+    weight, gx = xp.astype(weight, wide, copy=False), xp.empty(x.shape, dtype=x.dtype)
+    start, sums = _runs(x, maps, statistics.shape[3], float(eps), int(y is not None))
+    y = x if y is None else cuda.contiguous(y)
+    totals = sums("gradient_sums", x, gy, y, statistics)
+    start("gradient", x, gy, y, weight, statistics, totals, gx)
+    of_bias, of_weight = (xp.astype(xp.sum(total, axis=(0, 1)), wide) for total in (totals[0, ...], totals[1, ...]))
+    return gx, of_weight, of_bias
+
+
+def _runs(x, maps: Maps, groups: int, *rule):
+    """Two functions that run a kernel on all runs of pixels: as it is; and for its sums (2, N, L, C)."""
+    xp, (N, S, C), L, length = backend.namespace(x), x.shape, len(maps), max(_SHORTEST, -(-x.size // _THREADS))
+    plan, counts = _plan(maps, length, xp, int(x.device))
+    threads = N * sum(counts) * C
+
+    def start(name: str, *arrays):
+        sizes = plan, threads, L, S, C, groups, length
+        cuda.launch(__file__, name, threads, *arrays, *sizes, *rule, real=x.dtype)
+
+    def sums(name: str, *arrays):
+        totals = xp.empty((2, threads), dtype=xp.float64)
+        start(name, *arrays, totals)
+        bounds = plan[1, :]
+        for shares in (_SHARES, 1) if max(counts) > _SHARES else (1,):
+            parts, totals = totals, xp.empty((2, N, L * shares, C), dtype=xp.float64)
+            arguments = parts, totals, bounds, totals.size, L, shares, C
+            cuda.launch(__file__, "gather", totals.size, *arguments, real=x.dtype)
+            bounds = plan[2, :]
+        return totals
+
+    return start, sums
+
+
+@lru_cache(maxsize=4096)
+def _plan(maps: Maps, length: int, xp, device: int):
+    """Where levels begin: in pixels, in runs of `length`, and in shares; and how many runs each has."""
+    pixels = [math.prod(map_) for map_ in maps]
+    runs = [-(-count // length) for count in pixels]
+    rows = [[0, *accumulate(counts)] for counts in (pixels, runs, len(maps) * [_SHARES])]
+    return xp.asarray(np.array(rows, np.int64)), runs

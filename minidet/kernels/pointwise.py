@@ -8,6 +8,7 @@ from minidet import backend
 from minidet.kernels import cuda
 from minidet.kernels.kernel import Kernel
 from minidet.kernels.parallel import parallel
+from minidet.kernels.precision import sums_in
 
 BLOCK = 1 << 14
 """Elements a thread takes at a time: 64 KiB of float32."""
@@ -207,29 +208,29 @@ def _epilogue_gradient(block, gy, y, scale, gs, sums, zero):
 # On a GPU.
 
 
-@rectify.faster_on("cupy")
+@rectify.faster_on("cupy", narrow=True)
 def _rectify_cuda(x):
     return cuda.elementwise(__file__, "rectify", x)
 
 
-@rectify_sum.faster_on("cupy", when=lambda a, b: a.dtype == b.dtype)
+@rectify_sum.faster_on("cupy", when=lambda a, b: a.dtype == b.dtype, narrow=True)
 def _rectify_sum_cuda(a, b):
     return cuda.elementwise(__file__, "rectify_sum", a, b)
 
 
-@rectify_gradient.faster_on("cupy", when=lambda gy, y: gy.dtype == y.dtype)
+@rectify_gradient.faster_on("cupy", when=lambda gy, y: gy.dtype == y.dtype, narrow=True)
 def _rectify_gradient_cuda(gy, y):
     return cuda.elementwise(__file__, "rectify_gradient", gy, y)
 
 
-@column_sums.faster_on("cupy")
+@column_sums.faster_on("cupy", narrow=True)
 def _column_sums_cuda(g):
     return cuda.sum_columns(__file__, "column_sums", g, cuda.contiguous(g))
 
 
-@epilogue_gradient.faster_on("cupy", when=lambda gy, y, scale: gy.dtype == y.dtype)
+@epilogue_gradient.faster_on("cupy", when=lambda gy, y, scale: gy.dtype == y.dtype, narrow=True)
 def _epilogue_gradient_cuda(gy, y, scale):
     xp, F = backend.namespace(gy), gy.shape[-1]
     gs = xp.empty(gy.shape, dtype=gy.dtype)
-    scale = xp.ones(F, dtype=gy.dtype) if scale is None else xp.astype(scale, gy.dtype)
+    scale = xp.ones(F, dtype=sums_in(gy)) if scale is None else xp.astype(scale, sums_in(gy))
     return gs, cuda.sum_columns(__file__, "epilogue_gradient", gy, *map(cuda.contiguous, (gy, y, scale)), gs)

@@ -6,12 +6,12 @@ extern "C" __global__ void max_pool(const REAL *x, REAL *best, unsigned char *wi
     long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= count) return;
     long long c = i % C, q = i / C % Q, p = i / C / Q % P, n = i / C / Q / P;
-    REAL high = 0;
+    Wide high = 0;
     int who = 0;
     for (int tap = 0; tap < size * size; ++tap) {
         long long h = p * stride + tap / size - padding, w = q * stride + tap % size - padding;
-        bool inside = h >= 0 && h < H && w >= 0 && w < W;
-        REAL value = inside ? x[((n * H + h) * W + w) * C + c] : __int_as_float(0xff800000);  // minus infinity
+        Wide value = __int_as_float(0xff800000);  // minus infinity
+        if (h >= 0 && h < H && w >= 0 && w < W) value = x[((n * H + h) * W + w) * C + c];
         if (tap == 0 || value > high || (isnan(value) && !isnan(high))) { high = value; who = tap; }
     }
     best[i] = high;
@@ -25,7 +25,7 @@ extern "C" __global__ void max_pool_gradient(const REAL *gy, const unsigned char
     long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= count) return;
     long long c = i % C, w = i / C % W, h = i / C / W % H, n = i / C / W / H;
-    REAL total = 0;
+    Wide total = 0;
     for (int tap = 0; tap < size * size; ++tap) {
         long long down = h + padding - tap / size, right = w + padding - tap % size;
         if (down < 0 || right < 0 || down % stride || right % stride) continue;

@@ -72,7 +72,7 @@ def _max_pool_gradient_numba(gy, winners, height: int, width: int, size: int, st
     return gx
 
 
-@max_pool.faster_on("cupy")
+@max_pool.faster_on("cupy", narrow=True)
 def _max_pool_cuda(x, size: int, stride: int, padding: int):
     xp, (N, H, W, C) = backend.namespace(x), x.shape
     P, Q = (output_size(n + 2 * padding, size, stride, 1) for n in (H, W))
@@ -82,7 +82,7 @@ def _max_pool_cuda(x, size: int, stride: int, padding: int):
     return best, winners
 
 
-@max_pool_gradient.faster_on("cupy")
+@max_pool_gradient.faster_on("cupy", narrow=True)
 def _max_pool_gradient_cuda(gy, winners, height: int, width: int, size: int, stride: int, padding: int):
     N, P, Q, C = gy.shape
     gx = backend.namespace(gy).empty((N, height, width, C), dtype=gy.dtype)

@@ -10,7 +10,8 @@ from minidet.autograd import Tensor, recording
 from minidet.kernels.precision import sums_in
 from minidet.nn.initialize import Initializer, kaiming_normal_fan_out
 from minidet.nn.module import Module
-from minidet.ops import astype, batch_norm, batch_norm_training, conv2d, conv2d_levels, group_norm, relu
+from minidet.ops import astype, batch_norm, batch_norm_training, conv2d, conv2d_levels, group_norm
+from minidet.ops import relu as rectify
 
 Maps = tuple[tuple[int, int], ...]
 
@@ -89,17 +90,17 @@ class BatchNorm2d(Module):
         self.running_mean = np.zeros(channels, np.float32)
         self.running_var = np.ones(channels, np.float32)
 
-    def __call__(self, x: Tensor, maps: Maps | None = None) -> Tensor:
-        """(N, ..., C) -> the same; in training the running statistics move, by `momentum`, towards the batch's.
+    def __call__(self, x: Tensor, maps: Maps | None = None, *, relu: bool = False) -> Tensor:
+        """(N, ..., C) -> the same, rectified if `relu`; in training the running statistics move, by `momentum`,
+        towards the batch's.
 
         On a pyramid (N, S, C) all levels share the statistics.
         """
-        wide = astype(x, sums_in(x.data))
         if self.frozen or not self.training:
+            wide = astype(x, sums_in(x.data))
             y = batch_norm(wide, self.weight, self.bias, self.running_mean, self.running_var, eps=self.eps)
-            return astype(y, x.dtype)
-        y, mean, variance = batch_norm_training(wide, self.weight, self.bias, eps=self.eps)
-        y = astype(y, x.dtype)
+            return rectify(astype(y, x.dtype)) if relu else astype(y, x.dtype)
+        y, mean, variance = batch_norm_training(x, self.weight, self.bias, eps=self.eps, relu=relu)
         if not recording():
             return y
         for name, new in (("running_mean", mean), ("running_var", variance)):
@@ -152,9 +153,7 @@ class GroupNorm(Module):
 
     def __call__(self, x: Tensor, maps: Maps | None = None, *, relu: bool = False) -> Tensor:
         """(N, H, W, C), or (N, S, C) with its `maps` -> the same, rectified if `relu`."""
-        wide = astype(x, sums_in(x.data))
-        y = group_norm(wide, self.weight, self.bias, groups=self.groups, eps=self.eps, maps=maps, relu=relu)
-        return astype(y, x.dtype)
+        return group_norm(x, self.weight, self.bias, groups=self.groups, eps=self.eps, maps=maps, relu=relu)
 
 
 @dataclass(frozen=True)
@@ -193,8 +192,8 @@ class Norm:
 class ConvNorm(Module):
     """Convolution, normalization, rectifier: y = relu(norm(conv(x))).
 
-    The only place that fuses: with a frozen norm, or none, all three are one `conv2d`; a group norm takes in
-    the rectifier.  The convolution has a bias only if no norm follows, which would undo it.
+    The only place that fuses: with a frozen norm, or none, all three are one `conv2d`; other norms take in the
+    rectifier.  The convolution has a bias only if no norm follows, which would undo it.
     """
 
     def __init__(self, channels: int, filters: int, size: int, norm: Norm, *, relu: bool = True, **conv):
@@ -209,8 +208,4 @@ class ConvNorm(Module):
         if isinstance(self.norm, FrozenBatchNorm2d):
             scale, offset = self.norm.affine(sums_in(x.data))
             return self.conv.fused(x, maps, Tensor(offset), scale, self.relu)
-        y = self.conv(x, maps)
-        if isinstance(self.norm, GroupNorm):
-            return self.norm(y, maps, relu=self.relu)
-        y = self.norm(y, maps)
-        return relu(y) if self.relu else y
+        return self.norm(self.conv(x, maps), maps, relu=self.relu)

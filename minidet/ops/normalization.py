@@ -7,6 +7,7 @@ import math
 from minidet.autograd import Tensor, record
 from minidet.backend import Array
 from minidet.kernels import normalize_groups, normalize_groups_gradient
+from minidet.kernels.precision import sums_in
 
 
 def batch_norm(x: Tensor, weight: Tensor, bias: Tensor, mean: Array, variance: Array, *, eps: float) -> Tensor:
@@ -43,8 +44,10 @@ def batch_norm(x: Tensor, weight: Tensor, bias: Tensor, mean: Array, variance: A
     return record("batch_norm", x.data * scale + offset, (x, weight, bias), backward, fresh=True)
 
 
-def batch_norm_training(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float) -> tuple[Tensor, Array, Array]:
-    """Normalize with the batch's own mean and biased variance over images and positions.
+def batch_norm_training(
+    x: Tensor, weight: Tensor, bias: Tensor, *, eps: float, relu: bool = False
+) -> tuple[Tensor, Array, Array]:
+    """Normalize with the batch's own mean and biased variance over images and positions, and rectify if asked to.
 
     Shapes:
         x: (N, H, W, C)
@@ -52,35 +55,22 @@ def batch_norm_training(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float) 
         bias: (C,)
         returns: y (N, H, W, C), and mean (C,) and *unbiased* variance (C,) for the running statistics
     Backward:
-        with n = (x - mean) / sqrt(variance + eps) and g = weight * dL/dy:
+        with n = (x - mean) / sqrt(variance + eps), d = dL/dy where y > 0 if `relu`, else dL/dy, and g = weight * d:
         dL/dx       (g - mean(g) - n * mean(g * n)) / sqrt(variance + eps)
-        dL/dweight  sums dL/dy * n over images and positions
-        dL/dbias    sums dL/dy over images and positions
+        dL/dweight  sums d * n over images and positions
+        dL/dbias    sums d over images and positions
     Source: Ioffe and Szegedy, arXiv:1502.03167, algorithm 1; the unbiased variance is section 3.1.
     Raises:
         ValueError: if a channel has only one value, whose variance says nothing.
     """
-    xp = x.xp
-    count = math.prod(x.shape[:-1])
+    xp, (*positions, C) = x.xp, x.shape
+    count = math.prod(positions)
     if count < 2:
         raise ValueError(f"batch_norm: needs more than one value per channel in training, got shape {x.shape}")
-    mean = _total(x.data, xp) / count
-    centered = x.data - mean
-    variance = _total(centered**2, xp) / count
-    deviation = 1 / xp.sqrt(variance + eps)
-    normal = centered * deviation
-    gamma, beta = xp.astype(weight.data, x.dtype), xp.astype(bias.data, x.dtype)
-    needs_x, needs_weight, needs_bias = x.requires_grad, weight.requires_grad, bias.requires_grad
-
-    def backward(gy):
-        # dL/dx needs both sums, whoever else asks for them.
-        gweight = _total(gy * normal, xp) if needs_x or needs_weight else None
-        gbias = _total(gy, xp) if needs_x or needs_bias else None
-        gx = gamma * deviation * (gy - gbias / count - normal * (gweight / count)) if needs_x else None
-        return (gx, gweight if needs_weight else None, gbias if needs_bias else None)
-
-    y = record("batch_norm", normal * gamma + beta, (x, weight, bias), backward, fresh=True)
-    return y, mean, variance * (count / (count - 1))
+    # As one image, of which every channel is a group.
+    flat, one = xp.reshape(x.data, (1, count, C)), ((count, 1),)
+    y, statistics = _normalize("batch_norm", x, flat, weight, bias, C, eps, one, relu)
+    return y, statistics[0, 0, 0, :], statistics[1, 0, 0, :] * (count / (count - 1))
 
 
 def group_norm(
@@ -113,36 +103,37 @@ def group_norm(
     Raises:
         ValueError: if the groups do not divide the channels.
     """
-    xp, shape = x.xp, x.shape
-    N, C = shape[0], shape[-1]
+    xp, N, C = x.xp, x.shape[0], x.shape[-1]
     if C % groups:
         raise ValueError(f"group_norm: {C} channels do not divide into {groups} groups")
     if maps is None:
-        maps = (shape[1:3],)
-    flat = xp.reshape(x.data, (N, -1, C))
-    gamma, beta = xp.astype(weight.data, x.dtype), xp.astype(bias.data, x.dtype)
-    y, mean, scale = normalize_groups(flat, gamma, beta, groups, eps, maps, relu)
+        maps = (x.shape[1:3],)
+    return _normalize("group_norm", x, xp.reshape(x.data, (N, -1, C)), weight, bias, groups, eps, maps, relu)[0]
+
+
+def _normalize(op: str, x: Tensor, flat: Array, weight: Tensor, bias: Tensor, *rule) -> tuple[Tensor, Array]:
+    """The body of both ops, and the statistics; `flat` is x as (N, S, C)."""
+    xp, shape, wide = x.xp, x.shape, sums_in(x.data)
+    gamma, beta = (xp.astype(a.data, wide, copy=False) for a in (weight, bias))
+    y, statistics = normalize_groups(flat, gamma, beta, *rule)
+    _, eps, maps, relu = rule
     rectified = y if relu else None
     needs_x, needs_weight, needs_bias = x.requires_grad, weight.requires_grad, bias.requires_grad
 
     def backward(gy):
-        gx, gweight, gbias = normalize_groups_gradient(
-            flat, xp.reshape(gy, flat.shape), gamma, mean, scale, maps, rectified
-        )
         # The kernel makes all three in one pass over the map.
+        gx, gweight, gbias = normalize_groups_gradient(
+            flat, xp.reshape(gy, flat.shape), gamma, statistics, eps, maps, rectified
+        )
         return (
             xp.reshape(gx, shape) if needs_x else None,
             gweight if needs_weight else None,
             gbias if needs_bias else None,
         )
 
-    return record("group_norm", xp.reshape(y, shape), (x, weight, bias), backward, fresh=True)
+    return record(op, xp.reshape(y, shape), (x, weight, bias), backward, fresh=True), statistics
 
 
 def _total(x: Array, xp) -> Array:
-    """The sum over all but the channels.
-
-    In double precision: tens of thousands of float32 numbers, added one after the other, lose four digits, and
-    what follows a batch norm then differs in the third.
-    """
+    """The sum over all but the channels, in double precision, as of the statistics."""
     return xp.astype(xp.sum(x, axis=tuple(range(x.ndim - 1)), dtype=xp.float64), x.dtype)

@@ -33,14 +33,15 @@ def batch_norm(eps: float) -> Case:
     return Case("batch_norm", f"eps-{eps}", call, formula, normal((2, 2, 1, 2), (2,), (2,)))
 
 
-def batch_norm_training(shape) -> Case:
+def batch_norm_training(shape, relu=False) -> Case:
     def call(x, weight, bias):
-        return ops.batch_norm_training(x, weight, bias, eps=0.1)[0]
+        return ops.batch_norm_training(x, weight, bias, eps=0.1, relu=relu)[0]
 
     def formula(x, weight, bias):
-        return weight * standardized(x, tuple(range(x.ndim - 1)), 0.1) + bias
+        y = weight * standardized(x, tuple(range(x.ndim - 1)), 0.1) + bias
+        return np.maximum(y, 0) if relu else y
 
-    return Case("batch_norm_training", str(shape), call, formula, normal(shape, shape[-1:], shape[-1:]))
+    return Case("batch_norm_training", f"{shape}{'-relu' * relu}", call, formula, normal(shape, shape[-1:], shape[-1:]))
 
 
 def group_norm(shape, groups, maps=None, relu=False) -> Case:
@@ -60,6 +61,7 @@ CASES = [
     batch_norm_training((2, 3, 2, 2)),
     batch_norm_training((1, 2, 1, 1)),
     batch_norm_training((3, 4, 2)),
+    batch_norm_training((2, 3, 2, 2), relu=True),
     group_norm((2, 2, 3, 4), 2),
     group_norm((1, 2, 2, 3), 3),
     group_norm((2, 1, 1, 4), 1),

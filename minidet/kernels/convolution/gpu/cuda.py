@@ -34,7 +34,7 @@ def device() -> int:
 @cache
 def _kernel(file: str, name: str):
     """A kernel of a .cu file beside this one; CuPy knows what is compiled for which device."""
-    return backend.cuda_module(Path(__file__).with_name(file), "-std=c++17").get_function(name)
+    return backend.cuda_module((Path(__file__).with_name(file),), "-std=c++17").get_function(name)
 
 
 def launch(file: str, name: str, blocks: tuple[int, int], threads: int, shared_bytes: int, args: tuple) -> None:

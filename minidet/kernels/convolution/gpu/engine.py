@@ -22,16 +22,15 @@ def register(convolve: Kernel, input_gradient: Kernel, weight_gradient: Kernel) 
     """Put this engine's versions into the three kernels, fastest first."""
     for name, version in (("shift", shift), ("implicit", implicit)):
         forward, backward, of_weight = _rules(version.accepts)
-        convolve.faster_on("cupy", name, when=forward)(version.convolve)
-        input_gradient.faster_on("cupy", name, when=backward)(version.convolve_input_gradient)
-        weight_gradient.faster_on("cupy", name, when=of_weight)(version.convolve_weight_gradient)
-    convolve.faster_on("cupy", "im2col", when=lambda *a: im2col.accepts(a[0], a[5]))(im2col.convolve)
-    input_gradient.faster_on("cupy", "im2col", when=lambda *a: im2col.accepts(a[0], a[2]))(
-        im2col.convolve_input_gradient
-    )
-    weight_gradient.faster_on("cupy", "im2col", when=lambda *a: im2col.accepts(a[0], a[2]))(
-        im2col.convolve_weight_gradient
-    )
+        convolve.faster_on("cupy", name, when=forward, narrow=True)(version.convolve)
+        input_gradient.faster_on("cupy", name, when=backward, narrow=True)(version.convolve_input_gradient)
+        weight_gradient.faster_on("cupy", name, when=of_weight, narrow=True)(version.convolve_weight_gradient)
+    for kernel, run, at in (
+        (convolve, im2col.convolve, 5),
+        (input_gradient, im2col.convolve_input_gradient, 2),
+        (weight_gradient, im2col.convolve_weight_gradient, 2),
+    ):
+        kernel.faster_on("cupy", "im2col", when=lambda *a, at=at: im2col.accepts(a[0], a[at]), narrow=True)(run)
 
 
 def _rules(accepts):
