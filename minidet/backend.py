@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -76,15 +77,17 @@ def _load_cupy():
     except ImportError as error:
         raise RuntimeError(
             f"the cupy backend needs CuPy ({error}): pip install 'minidet[cupy]' for CUDA 13, "
-            "or pip install cupy-cuda12x for CUDA 12"
+            "or pip install 'cupy-cuda12x[ctk]' ml_dtypes for CUDA 12"
         ) from error
     if not _cupy_checked:
         try:
-            cupy.zeros(1).sum().item()  # one allocation, one kernel: everything a first op needs
+            square = cupy.ones((2, 2))  # memory, a kernel of CuPy's, a product of cuBLAS: everything that ops need
+            (square @ square).sum().item()
         except Exception as error:  # whatever CUDA raises, the user gets one sentence and no traceback maze
             raise RuntimeError(
-                f"the cupy backend found no usable GPU ({type(error).__name__}: {error}). Check nvidia-smi, and "
-                "that the CuPy package matches the driver's CUDA version (cupy-cuda13x or cupy-cuda12x); "
+                f"the cupy backend found no usable GPU ({type(error).__name__}: {error}). Check nvidia-smi, that the "
+                "CuPy package matches the driver's CUDA version (cupy-cuda13x or cupy-cuda12x), and that CUDA's "
+                "libraries are installed too (pip install 'cupy-cuda13x[ctk]'); "
                 "MINIDET_BACKEND=numpy runs everything on the CPU"
             ) from error
         _cupy_checked = True
@@ -126,7 +129,8 @@ def use_tf32(allowed: bool) -> None:
 def _tell_cupy() -> None:
     """CuPy's own matrix products of two axes follow `tf32`; those of more axes never use it."""
     ordinary, rounded = 1, 7  # COMPUTE_TYPE_DEFAULT and COMPUTE_TYPE_TF32 in cupy/_core/_routines_linalg
-    cuda()._core.set_compute_type("float32", rounded if tf32() else ordinary)
+    with warnings.catch_warnings(action="ignore"):  # that GPUs before Ampere have none
+        cuda()._core.set_compute_type("float32", rounded if tf32() else ordinary)
 
 
 def default():
@@ -165,7 +169,14 @@ def name_of(xp) -> str:
 
 def nccl_identity() -> bytes:
     """What one of several processes makes up and all of them hand to `sums_over_gpus`."""
-    return importlib.import_module("cupy.cuda.nccl").get_unique_id()
+    return _nccl().get_unique_id()
+
+
+def _nccl():
+    nccl = importlib.import_module("cupy.cuda.nccl")
+    if not nccl.available:  # CuPy has said why, in a warning
+        raise RuntimeError("training on several GPUs needs NCCL: pip install nvidia-nccl-cu13, or -cu12 with CUDA 12")
+    return nccl
 
 
 def sums_over_gpus(processes: int, rank: int, identity: bytes) -> Callable[[Array], None]:
@@ -173,9 +184,9 @@ def sums_over_gpus(processes: int, rank: int, identity: bytes) -> Callable[[Arra
 
     It orders the sum in the current stream and does not wait.
     """
-    nccl = importlib.import_module("cupy.cuda.nccl")
+    nccl = _nccl()
     communicator = nccl.NcclCommunicator(processes, identity, rank)
-    kinds = {"float32": nccl.NCCL_FLOAT32, "float64": nccl.NCCL_FLOAT64}
+    kinds = {"float32": nccl.NCCL_FLOAT32, "float64": nccl.NCCL_FLOAT64, "int64": nccl.NCCL_INT64}
 
     def all_sum(values: Array) -> None:
         where, stream = values.data.ptr, cuda().cuda.get_current_stream()

@@ -42,6 +42,7 @@ NAMES = (*FUNCTIONS, *CREATORS, *PASSED_ON, *OWN)
 """All there is.  A test holds that real CuPy has each."""
 
 UNKNOWN_SIZES = {"flatnonzero", "nonzero", "unique"}  # to make their result, CuPy must know what is in it
+NO_BFLOAT16 = {"argsort", "at", "searchsorted", "sort", "unique", "where"}
 
 
 class Counts:
@@ -86,17 +87,41 @@ def _dressed(value):
     return value
 
 
+def _bfloat16(values) -> bool:
+    return any(getattr(getattr(x, "dtype", None), "name", "") == "bfloat16" for x in values)
+
+
+def _matmul(a, b):
+    """As cuBLAS does it: bfloat16 stays what it is, and CuPy 14 has it only of two axes."""
+    if not _bfloat16((a, b)):
+        return np.matmul(a, b)
+    if max(a.ndim, b.ndim) > 2:
+        raise TypeError(f"a product of bfloat16 with {max(a.ndim, b.ndim)} axes: CuPy 14 takes it for integers")
+    return np.matmul(a.astype(np.float32), b.astype(np.float32)).astype(np.promote_types(a.dtype, b.dtype))
+
+
+def _refuse(name: str, args: tuple, kwargs: dict) -> None:
+    """What NumPy would do, and CuPy 14.2 does not."""
+    if kwargs.get("kind") not in (None, "stable"):
+        raise ValueError(f"{name}: CuPy only sorts stably, and takes no other kind than that")
+    if name in NO_BFLOAT16 and _bfloat16(args):
+        raise TypeError(f"{name} of bfloat16: CuPy has none, or quietly makes it float32")
+
+
 def _wrapped(function, *, name: str = ""):
+    function = _matmul if name == "matmul" else function
+
     def call(*args, **kwargs):
         if name in UNKNOWN_SIZES:
             _note(counts.waits, name)
+        _refuse(name, args, kwargs)
         result = _dressed(function(*bare(args), **{key: bare(value) for key, value in kwargs.items()}))
         if name == "empty" and result._array.dtype.kind in "fV":
             result._array.fill(np.nan)  # undefined, and seen to be
         return result
 
     if isinstance(function, np.ufunc) and function.nin == 2:
-        call.at = _wrapped(function.at)
+        call.at = _wrapped(function.at, name="at")
     call.__name__ = name
     return call
 
@@ -210,7 +235,7 @@ def _operators() -> None:
     for name, ufunc in {
         "add": np.add, "sub": np.subtract, "mul": np.multiply, "truediv": np.true_divide, "pow": np.power,
         "floordiv": np.floor_divide, "mod": np.remainder, "and": np.bitwise_and, "or": np.bitwise_or,
-        "xor": np.bitwise_xor, "matmul": np.matmul,
+        "xor": np.bitwise_xor, "matmul": _matmul,
     }.items():  # fmt: skip
         setattr(ndarray, f"__{name}__", binary(ufunc))
         setattr(ndarray, f"__r{name}__", binary(lambda a, b, f=ufunc: f(b, a)))
@@ -230,7 +255,10 @@ def array(obj, dtype=None, copy=True):
     if isinstance(obj, ndarray):
         return ndarray(np.array(obj._array, dtype=dtype, copy=copy))
     _note(counts.uploads, "upload")
-    return ndarray(np.array(obj, dtype=dtype))
+    made = np.array(obj, dtype=dtype)
+    if made.dtype.kind in "OSUMm" or not made.dtype.isnative:
+        raise ValueError(f"Unsupported dtype {made.dtype}")
+    return ndarray(made)
 
 
 def asarray(obj, dtype=None):
@@ -252,6 +280,11 @@ class RawModule:
         return Kernel(self._signatures[name], lambda grid, block, args: kernel(grid, block, bare(args)), ndarray)
 
 
+def _set_compute_type(dtype, kind) -> None:
+    if np.dtype(dtype).char not in "efd" or kind not in range(8):
+        raise ValueError(f"Unknown compute type: {kind} of {dtype}")
+
+
 def _module(name: str, **attributes) -> ModuleType:
     module = ModuleType(name)
     vars(module).update(attributes)
@@ -269,7 +302,7 @@ def modules() -> dict[str, ModuleType]:
     fft = _module("cupy.fft", **{n: _wrapped(getattr(np.fft, n)) for n in ("fft", "ifft")})
     own = {"ndarray": ndarray, "array": array, "asarray": asarray, "RawModule": RawModule}
     own["get_default_memory_pool"] = MemoryPool
-    core = _module("cupy._core", set_compute_type=lambda dtype, kind: None)
+    core = _module("cupy._core", set_compute_type=_set_compute_type)
     own |= {"_core": core, "cuda": cuda, "linalg": linalg, "fft": fft}
     own |= {name: _wrapped(getattr(np, name), name=name) for name in (*FUNCTIONS, *CREATORS)}
     own |= {name: getattr(np, name) for name in PASSED_ON}

@@ -63,10 +63,10 @@ def test_cupy_without_a_gpu_says_so_in_one_sentence(fake, monkeypatch):
     class CUDARuntimeError(Exception):
         pass
 
-    def zeros(n):
+    def ones(shape):
         raise CUDARuntimeError("cudaErrorNoDevice: no CUDA-capable device is detected")
 
-    fake("cupy", {"zeros": zeros})
+    fake("cupy", {"ones": ones})
     fake("array_api_compat.cupy", {})
     monkeypatch.setenv("MINIDET_BACKEND", "cupy")
     match = "found no usable GPU .CUDARuntimeError: cudaErrorNoDevice.*nvidia-smi.*MINIDET_BACKEND=numpy"
@@ -77,11 +77,11 @@ def test_cupy_without_a_gpu_says_so_in_one_sentence(fake, monkeypatch):
 def test_cupy_is_tried_once(fake):
     tried = []
     core = SimpleNamespace(set_compute_type=lambda dtype, kind: None)
-    fake("cupy", {"zeros": lambda n: tried.append(n) or np.zeros(n), "_core": core})
+    fake("cupy", {"ones": lambda shape: tried.append(shape) or np.ones(shape), "_core": core})
     namespace = fake("array_api_compat.cupy", {})
     assert backend.load("cupy") is namespace
     assert backend.load("cupy") is namespace
-    assert tried == [1]
+    assert tried == [(2, 2)]
     assert backend.name_of(namespace) == "cupy"
 
 
@@ -89,7 +89,7 @@ def test_tf32_is_on_until_somebody_turns_it_off(fake, monkeypatch):
     """CuPy is told when it is loaded, and whenever the answer changes."""
     told = []
     core = SimpleNamespace(set_compute_type=lambda *rule: told.append(rule))
-    fake("cupy", {"zeros": np.zeros, "_core": core})
+    fake("cupy", {"ones": np.ones, "_core": core})
     fake("array_api_compat.cupy", {})
     monkeypatch.setattr(backend, "_tf32", None)
     monkeypatch.delenv("MINIDET_TF32", raising=False)

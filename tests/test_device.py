@@ -25,7 +25,8 @@ from minidet.data import shapes
 from minidet.detect import detect_batch
 from minidet.detection import MiningConfig
 from minidet.kernels.cuda import NUMBERS, OPTIONS
-from minidet.ops import convolution
+from minidet.kernels.precision import bfloat16
+from minidet.ops import convolution, upsample_nearest
 from minidet.training import NonFiniteError, TrainConfig
 from minidet.training.interrupt import Stopped
 from minidet.training.monitor import Monitor
@@ -163,6 +164,28 @@ def test_detecting_and_evaluating_give_numpys_numbers(gpu, monkeypatch):
     assert other["AP"] == pytest.approx(evaluation["AP"], abs=1e-6)
 
 
+def test_bfloat16_trains_where_no_tensor_core_takes_it(gpu, monkeypatch):
+    """On a GPU before Ampere, which the fake one is: by products of matrices, and by float32 where CuPy has none."""
+    pytest.importorskip("ml_dtypes", reason="needs ml_dtypes")
+    losses = []
+    for library in ("numpy", "cupy"):
+        monkeypatch.setenv("MINIDET_BACKEND", library)
+        config = replace(QUICK, images=8, precision="bfloat16", clip=1.0)
+        losses.append(md.train(tiny.model("frozen"), IMAGES, config=config, quiet=True).history["loss"])
+    np.testing.assert_allclose(losses[1], losses[0], rtol=0.02)
+
+
+def test_upsampling_to_another_than_a_multiple_back_in_bfloat16(fake_cupy, rng):
+    pytest.importorskip("ml_dtypes", reason="needs ml_dtypes")
+    values, gy, gradients = rng.normal(size=(1, 3, 2, 4)), rng.normal(size=(1, 5, 3, 4)), []
+    for xp in (np, backend.load("cupy")):
+        x = md.Tensor(xp.asarray(values, dtype=bfloat16(xp)), requires_grad=True)
+        upsample_nearest(x, (5, 3)).backward(xp.asarray(gy, dtype=bfloat16(xp)))
+        gradients.append(backend.to_numpy(x.grad))
+    assert gradients[0].dtype.name == "bfloat16"
+    np.testing.assert_array_equal(*(gradient.astype(np.float32) for gradient in gradients))
+
+
 # --- the fake itself --------------------------------------------------------------------------------
 
 
@@ -176,6 +199,21 @@ def test_the_fake_refuses_what_hides_mistakes(fake_cupy):
         with pytest.raises(TypeError):
             mistake()
     assert not fake_cupy.counts.waits
+
+
+def test_the_fake_refuses_what_cupy_lacks(fake_cupy):
+    pytest.importorskip("ml_dtypes", reason="needs ml_dtypes")
+    xp, core = backend.load("cupy"), backend.cuda()._core
+    b = xp.ones((2, 2), dtype=bfloat16(xp))
+    assert (b @ b).dtype == b.dtype and (b @ xp.ones((2, 2), dtype=xp.float32)).dtype == xp.float32  # NumPy's: float32
+    stack = xp.ones((3, 2, 2), dtype=b.dtype)
+    for lacking in (
+        lambda: stack @ stack, lambda: xp.matmul(b, stack), lambda: xp.where(b > 0, b, b), lambda: xp.sort(b),
+        lambda: xp.add.at(b, xp.asarray([0]), b[:1, :]), lambda: fake_cupy.modules()["cupy"].sort(b, kind="quicksort"),
+        lambda: xp.asarray(["text"]), lambda: xp.asarray(np.ones(2, ">f4")), lambda: core.set_compute_type("float32", 8),
+    ):  # fmt: skip
+        with pytest.raises((TypeError, ValueError)):
+            lacking()
 
 
 def test_the_fake_counts_what_waits(fake_cupy):

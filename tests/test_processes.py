@@ -320,7 +320,7 @@ def test_another_mpi_than_the_launchers_is_noticed(fake_mpi, monkeypatch):
 class FakeNccl:
     """What minidet asks of `cupy.cuda.nccl`."""
 
-    NCCL_FLOAT32, NCCL_FLOAT64, NCCL_SUM = 7, 8, 0
+    available, NCCL_FLOAT32, NCCL_FLOAT64, NCCL_INT64, NCCL_SUM = True, 7, 8, 4, 0
 
     def __init__(self):
         self.asked = []
@@ -343,11 +343,20 @@ def test_arrays_on_a_gpu_are_summed_by_nccl(fake_mpi, monkeypatch):
     )
     fake_mpi.Bcast = fake_mpi.asked.append
     communicator = found_in({"PMI_SIZE": "2"}, monkeypatch)
-    for dtype in ("float32", "float64"):
+    kinds = {"float32": 7, "float64": 8, "int64": 4}  # gradients, losses, and how many anchors have objects
+    for dtype in kinds:
         x = SimpleNamespace(data=SimpleNamespace(ptr=1234), size=5, dtype=np.dtype(dtype))
         communicator.all_sum(x)
     assert fake_mpi.asked == [bytes(range(IDENTITY))]
-    assert nccl.asked == [(2, bytes(range(IDENTITY)), 0), (1234, 1234, 5, 7, 0, 77), (1234, 1234, 5, 8, 0, 77)]
+    sums = [(1234, 1234, 5, kind, 0, 77) for kind in kinds.values()]
+    assert nccl.asked == [(2, bytes(range(IDENTITY)), 0), *sums]
+
+
+def test_without_nccl_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy.cuda.nccl", SimpleNamespace(available=False))  # as CuPy leaves it
+    for use in (backend.nccl_identity, lambda: backend.sums_over_gpus(2, 0, bytes(IDENTITY))):
+        with pytest.raises(RuntimeError, match="pip install nvidia-nccl-cu13"):
+            use()
 
 
 def test_the_other_processes_learn_the_identity(fake_mpi, monkeypatch):

@@ -8,6 +8,7 @@ from minidet.autograd import Tensor, record
 from minidet.backend import Array
 from minidet.kernels import max_pool, max_pool_gradient
 from minidet.kernels.convolution import geometry_of
+from minidet.kernels.precision import widened
 
 
 def max_pool2d(x: Tensor, size: int, *, stride: int | None = None, padding: int = 0) -> Tensor:
@@ -58,9 +59,12 @@ def upsample_nearest(x: Tensor, size: tuple[int, int]) -> Tensor:
             for part in parts[1:]:
                 gx = gx + part
             return (gx + 0 if len(parts) == 1 else gx,)
-        # In general pixel p of y adds to pixel rows[p] of x: a product with a matrix of zeros and ones.
-        gx = _selection(rows, H, xp, gy) @ xp.reshape(gy, (N, P, Q * C))
-        return (_selection(columns, W, xp, gy) @ xp.reshape(gx, (N, H, Q, C)),)
+        # In general pixel p of y adds to pixel rows[p] of x: a product with a matrix of zeros and ones.  bfloat16 is
+        # rounded at the end alone; CuPy has no product of it with more than two axes.
+        wide = widened(gy)
+        gx = _selection(rows, H, xp, wide) @ xp.reshape(wide, (N, P, Q * C))
+        gx = _selection(columns, W, xp, wide) @ xp.reshape(gx, (N, H, Q, C))
+        return (xp.astype(gx, gy.dtype, copy=False),)
 
     return record("upsample_nearest", y, (x,), backward, fresh=True)
 
