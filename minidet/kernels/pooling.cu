@@ -25,12 +25,14 @@ extern "C" __global__ void max_pool_gradient(const REAL *gy, const unsigned char
     long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= count) return;
     long long c = i % C, w = i / C % W, h = i / C / W % H, n = i / C / W / H;
+    // The last windows that read it, and back to the first: its taps in them in the order of their numbers.
+    long long down = h + padding, right = w + padding, low = down / stride, far = right / stride;
+    low = low < P ? low : P - 1, far = far < Q ? far : Q - 1;
     Wide total = 0;
-    for (int tap = 0; tap < size * size; ++tap) {
-        long long down = h + padding - tap / size, right = w + padding - tap % size;
-        if (down < 0 || right < 0 || down % stride || right % stride) continue;
-        long long p = down / stride, q = right / stride, window = ((n * P + p) * Q + q) * C + c;
-        if (p < P && q < Q && winners[window] == tap) total += gy[window];
-    }
+    for (long long p = low; p >= 0 && down - p * stride < size; --p)
+        for (long long q = far; q >= 0 && right - q * stride < size; --q) {
+            long long window = ((n * P + p) * Q + q) * C + c;
+            if (winners[window] == (down - p * stride) * size + right - q * stride) total += gy[window];
+        }
     gx[i] = total;
 }

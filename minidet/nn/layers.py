@@ -126,7 +126,7 @@ class FrozenBatchNorm2d(Module):
         """(scale, offset), both (C,), with norm(x) = scale * x + offset, computed in `dtype`."""
         xp = Tensor(self.weight).xp
         weight, bias, mean, variance = (
-            xp.astype(a, dtype) for a in (self.weight, self.bias, self.running_mean, self.running_var)
+            xp.astype(a, dtype, copy=False) for a in (self.weight, self.bias, self.running_mean, self.running_var)
         )
         scale = weight / xp.sqrt(variance + self.eps)
         return scale, bias - mean * scale
