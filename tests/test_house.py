@@ -29,14 +29,14 @@ LEVELS = {
 }  # fmt: skip
 
 MOST_LINES = 300
-MOST_CODE = 6650  # to read, train, evaluate and detect, without the parts around that
+MOST_CODE = 6850  # to read, train, evaluate and detect, without the parts around that
 AROUND = (
     "inspection/", "weights/", "cli/", "plots/",
     *(f"data/{name}.py" for name in ("download", "fetch", "unpack", "voc", "index", "json_stream")),
     *(f"training/{name}.py" for name in ("average", "communicator", "convert", "recipes", "together")),
 )  # fmt: skip
 MOST_AROUND = 4500
-MOST_DEFINITIONS = 2250  # code that README's reading order marks with a dot, without what only makes it fast
+MOST_DEFINITIONS = 2300  # code that README's reading order marks with a dot, without what only makes it fast
 REMOVABLE = ("kernels/convolution/cpu", "kernels/convolution/gpu")  # speed only: all else runs without them
 
 
