@@ -9,8 +9,12 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from numba.core.dispatcher import Dispatcher
+from untraced import untraced
 
 from minidet import backend
+
+Dispatcher.compile = untraced(Dispatcher.compile)  # which is Numba's work, by the minute
 
 
 @pytest.fixture

@@ -93,6 +93,7 @@ def test_detection_waits_once_for_a_batch(gpu, rng):
 # --- the same numbers -------------------------------------------------------------------------------
 
 
+@pytest.mark.no_cover  # the steps above run the same lines
 def test_a_training_gives_numpys_numbers_and_goes_on_after_a_stop(gpu, monkeypatch, tmp_path):
     def run(folder: str, library: str, **how):
         monkeypatch.setenv("MINIDET_BACKEND", library)
