@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 from gradients import STEP, assert_gradients_match
+from untraced import untraced
 
 from minidet import backend
 from minidet.autograd import Tensor
@@ -60,6 +61,7 @@ def assert_slopes_match(
     xp = parameters[0].xp
     start, gradients = [p.data for p in parameters], [backend.to_numpy(p.grad) for p in parameters]
 
+    @untraced  # what it runs has run above, once
     def value(shift: float, along: list[np.ndarray]) -> float:
         for p, old, d in zip(parameters, start, along, strict=True):
             p.data = old + shift * xp.asarray(d)

@@ -17,7 +17,7 @@ from minidet.optim import SGD
 from minidet.training import SHAPES, TrainConfig, load_model, read_checkpoint, train
 from minidet.training.average import WeightAverage
 
-QUICK = TrainConfig(images=40, batch_size=2, validations=0, checkpoints=0, augment=SHAPES.augment, samples=1, ema=12)
+QUICK = TrainConfig(images=16, batch_size=2, validations=0, checkpoints=0, augment=SHAPES.augment, samples=1, ema=12)
 
 
 def data():
@@ -128,7 +128,7 @@ def test_a_stopped_training_goes_on_exactly(ema, tmp_path):
     train(whole, data(), config=config, out=tmp_path / "whole", quiet=True)
 
     class Stops(type(data())):
-        left = 23
+        left = 11
 
         def __getitem__(self, index):
             self.left -= 1

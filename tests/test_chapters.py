@@ -15,7 +15,7 @@ from source import ROOT, refuse, shown
 
 CHAPTERS = sorted((ROOT / "chapters").glob("*.py"))
 ROWS = ["Needs", "Reads", "Source", "Time"]
-LONG = 30  # seconds; a chapter that takes longer trains, and is tried with
+LONG = 15  # seconds; a chapter that takes longer trains, and is tried with
 FEW_IMAGES = 480
 TRAINING = ("04", "07")  # chapters that train, marked slow
 MOST_LINES = 250

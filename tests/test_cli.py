@@ -202,15 +202,21 @@ sys.exit(cli.main(sys.argv[3:]))
 """The command, sent signal NUMBER while it opens its COUNT-th picture."""
 
 
+@pytest.fixture(scope="module")
+def whole(folder, tmp_path_factory):
+    """Thirty steps at a stretch."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    assert cli.main(["train", "--data", str(folder), *STEPS_30, "--out", str(out), *tiny.NETWORK]) == 0
+    return out
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda n: n.name)
-def test_thirty_steps_are_twelve_and_eighteen(minidet, folder, tmp_path, number):
+def test_thirty_steps_are_twelve_and_eighteen(minidet, whole, folder, tmp_path, number):
     """Killed after 12 of 30 steps and resumed: the weights are bitwise those of the training never stopped.
 
     kill -9 loses the steps since the last of ten saves; they are done again.
     """
     train = ["train", "--data", folder, *STEPS_30, "--out"]
-    minidet(*train, tmp_path / "whole", *tiny.NETWORK)
-
     parts = tmp_path / "parts"
     killed = subprocess.run(
         [sys.executable, "-c", KILLED, str(int(number)), "25", *map(str, [*train, parts, *tiny.NETWORK])],
@@ -226,8 +232,8 @@ def test_thirty_steps_are_twelve_and_eighteen(minidet, folder, tmp_path, number)
         assert "minidet: stopped after 26 of 60 images: saved in" in killed.stderr
 
     minidet("train", "--data", folder, "--out", parts, "--resume", "--quiet")
-    assert_same(weights(tmp_path / "whole"), weights(parts))
-    losses = [[row.loss for row in read_metrics(tmp_path / name / "metrics.csv")] for name in ("whole", "parts")]
+    assert_same(weights(whole), weights(parts))
+    losses = [[row.loss for row in read_metrics(run / "metrics.csv")] for run in (whole, parts)]
     assert losses[0] == losses[1] and len(losses[0]) == 30
 
 

@@ -114,6 +114,7 @@ def test_a_step_in_parts_says_what_is_not_finite(gpu):
 # --- the same numbers -------------------------------------------------------------------------------
 
 
+@pytest.mark.no_cover  # the steps above run the same lines
 def test_a_training_gives_numpys_numbers_and_goes_on_after_a_stop(gpu, monkeypatch, tmp_path):
     def run(folder: str, library: str, **how):
         monkeypatch.setenv("MINIDET_BACKEND", library)

@@ -7,10 +7,11 @@ import re
 import subprocess
 import sys
 import tokenize
+from functools import cache
 from pathlib import Path
 
 import pytest
-from source import PACKAGE, ROOT, imports, paths, refuse, shown, tree
+from source import PACKAGE, ROOT, imports, nodes, paths, refuse, shown, tree
 
 # A file imports only from strictly lower levels, or from its own folder.
 LEVELS = {
@@ -43,6 +44,7 @@ REMOVABLE = ("kernels/convolution/cpu", "kernels/convolution/gpu")  # speed only
 # Imports.
 
 
+@cache
 def file_of(module: str, name: str = "") -> Path | None:
     """The file of the package that `from module import name` takes `name` from."""
     if module.partition(".")[0] != "minidet":
@@ -142,6 +144,7 @@ def test_the_reading_order(capsys):
 # Sizes and habits.
 
 
+@cache
 def code_lines(path: Path) -> int:
     """Lines that hold code: not blank, not only a comment, not a docstring."""
     lines = set()
@@ -149,7 +152,7 @@ def code_lines(path: Path) -> int:
         for token in tokenize.generate_tokens(file.readline):
             if token.type not in (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT):
                 lines |= set(range(token.start[0], token.end[0] + 1)) if token.string else set()
-    for node in ast.walk(tree(path)):
+    for node in nodes(path):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
             lines -= set(range(node.lineno, node.end_lineno + 1))
     return len(lines)
@@ -196,24 +199,23 @@ def test_habits():
     for path in paths:
         if path.stem in ("utils", "misc", "common", "helpers"):
             violations.append(f"{shown(path)}: name a file after what it contains")
-        for node in ast.walk(tree(path)):
-            where = f"{shown(path)}:{getattr(node, 'lineno', 0)}"
+        for node in nodes(path):
             if isinstance(node, ast.ExceptHandler) and all(isinstance(s, ast.Pass | ast.Continue) for s in node.body):
                 caught = "" if node.type is None else ast.unparse(node.type)
                 if caught in ("", "Exception", "BaseException"):
-                    violations.append(f"{where}: errors of every kind are swallowed")
-            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("eval", "exec"):
-                violations.append(f"{where}: {ast.unparse(node.func)}")
+                    violations.append(f"{shown(path)}:{node.lineno}: errors of every kind are swallowed")
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("eval", "exec"):
+                violations.append(f"{shown(path)}:{node.lineno}: {node.func.id}")
         violations += [f"{shown(path)}:{n}: {m}" for m, _, n in imports(path) if m in ("pickle", "shelve", "marshal")]
     refuse(violations)
 
 
 def test_every_field_of_a_config_is_read():
     """A setting that nothing reads is a promise nobody keeps."""
-    read = {node.attr for path in paths for node in ast.walk(tree(path)) if isinstance(node, ast.Attribute)}
+    read = {node.attr for path in paths for node in nodes(path) if isinstance(node, ast.Attribute)}
     refuse([
         f"{shown(path)}:{field.lineno}: nothing reads {node.name}.{field.target.id}"
-        for path in paths for node in ast.walk(tree(path))
+        for path in paths for node in nodes(path)
         if isinstance(node, ast.ClassDef) and node.name.endswith(("Config", "Recipe"))
         for field in node.body if isinstance(field, ast.AnnAssign) and field.target.id not in read
     ])  # fmt: skip

@@ -48,7 +48,7 @@ def peak_bytes(xp, *, forget: bool = False) -> int:
     return pool.total_bytes()
 
 
-def milliseconds(xp, run: Callable, seconds: float = 0.2) -> float:
+def milliseconds(xp, run: Callable, seconds: float) -> float:
     """Of one call, by the device's own clock where it has one: the median of five windows."""
     run()
     wait(xp)
@@ -97,6 +97,7 @@ class Measurements:
 
     def __init__(self, tiny: bool) -> None:
         self.xp, self.tiny = backend.default(), tiny
+        self.seconds = 0.0 if tiny else 0.2
 
     def ceilings(self) -> dict:
         """What the device copies and multiplies at most."""
@@ -109,13 +110,13 @@ class Measurements:
             ("host to device", lambda: xp.asarray(host, copy=True), 4 * host.size),
             ("device to host", lambda: backend.to_numpy(x[: size // 4]), 4 * host.size),
         ):
-            ms = milliseconds(xp, run)
+            ms = milliseconds(xp, run, self.seconds)
             rows.append({"name": name, "ms": ms, "GB/s": 1e-6 * moved / ms})
         n = 64 if self.tiny else 8192
         for precision in ("fp32", "tf32", "bf16"):
             set_tf32(precision)
             a, b = (numbers(xp, n, n, dtype=dtype_of(xp, precision), seed=s) for s in (0, 1))
-            ms = milliseconds(xp, lambda a=a, b=b: a @ b)
+            ms = milliseconds(xp, lambda a=a, b=b: a @ b, self.seconds)
             rows.append({"name": f"product of {n} x {n}, {precision}", "ms": ms, "TFLOP/s": 2e-9 * n**3 / ms})
         return {"rows": rows}
 
@@ -143,7 +144,7 @@ class Measurements:
                     if version not in (None, "textbook") and not chosen.endswith(f":{version}"):
                         continue  # there is no such version here
                     error = xp.max(xp.abs(xp.astype(kernel(*one), xp.float64) - exact)) / xp.max(xp.abs(exact))
-                    ms = milliseconds(xp, lambda kernel=kernel, args=args: kernel(*args))
+                    ms = milliseconds(xp, lambda kernel=kernel, args=args: kernel(*args), self.seconds)
                 name = f"{direction} N={images} {precision} {version or f'by itself: {chosen}'}"
                 flops = 2e-9 * images * H * W * C * C * 9
                 rows.append({"name": name, "ms": ms, "TFLOP/s": flops / ms, "max_error": float(error)})
@@ -164,7 +165,7 @@ class Measurements:
             ("column sums", lambda: kernels.column_sums(a), a.size * width),
             ("focal loss, float32", lambda: kernels.focal_loss(logits, labels, 0.25, 2.0), 4 * logits.size),
         ):
-            ms = milliseconds(xp, run)
+            ms = milliseconds(xp, run, self.seconds)
             rows.append({"name": f"{name}, {precision}", "ms": ms, "GB/s": 1e-6 * moved / ms})
         return {"rows": rows}
 
