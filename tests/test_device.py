@@ -190,7 +190,8 @@ def test_the_fake_refuses_what_cupy_lacks(fake_cupy):
     for lacking in (
         lambda: stack @ stack, lambda: xp.matmul(b, stack), lambda: xp.where(b > 0, b, b), lambda: xp.sort(b),
         lambda: xp.add.at(b, xp.asarray([0]), b[:1, :]), lambda: fake_cupy.modules()["cupy"].sort(b, kind="quicksort"),
-        lambda: xp.asarray(["text"]), lambda: xp.asarray(np.ones(2, ">f4")), lambda: core.set_compute_type("float32", 8),
+        lambda: xp.asarray(["text"]), lambda: xp.asarray(np.ones(2, ">f4")),
+        lambda: core.set_compute_type("float32", 8),
     ):  # fmt: skip
         with pytest.raises((TypeError, ValueError)):
             lacking()
