@@ -25,8 +25,9 @@ import numpy as np
 import minidet as md
 from minidet import Tensor, backend
 from minidet.autograd import observe
+from minidet.images import Preprocess
 from minidet.inspection.layers import measure_layers
-from minidet.kernels import convolve
+from minidet.kernels import convolve, resample
 from minidet.kernels.convolution import geometry_of
 from minidet.plots import bars, lines
 
@@ -82,10 +83,22 @@ print(f"\nchosen: {chosen.shape}, known when it is done; masked: {masked.shape},
 assert np.isclose(chosen.sum(), masked.sum()) and masked.shape == values.shape != chosen.shape
 
 # %% [markdown]
+# ## How images travel
+#
+# As bytes, where resizing leaves bytes: a quarter of float32's.  From *pinned* memory, which the GPU reads by itself,
+# in a second stream, while the first computes (`minidet/data/upload.py`); there, each byte's value is looked up.
+
+# %%
+levels, photo = Preprocess().levels(), rng.integers(0, 256, (80, 130, 3), dtype=np.uint8)
+there = backend.to_numpy(resample(xp.asarray(photo), xp.asarray(levels), 80, 130))
+print(f"\n{photo.nbytes:,} bytes travel, {there.nbytes:,} are computed with: {len(levels)} levels, 3 channels")
+assert there.nbytes == 4 * photo.nbytes and np.array_equal(there, levels[photo, [0, 1, 2]])
+
+# %% [markdown]
 # ## Channels last
 #
-# Matrix units multiply rows of neighbouring numbers.  With channels last, a map *is* a matrix with a row for
-# each pixel, and a 1x1 convolution is one product.  With channels first, somebody has to turn it around before.
+# Matrix units multiply rows of neighbouring numbers.  With channels last, a map *is* a matrix with a row for each
+# pixel, and a 1x1 convolution is one product.  With channels first, somebody has to turn it around before.
 
 # %%
 N, H, W, C, F = 2, 10, 13, 16, 8
@@ -179,8 +192,7 @@ assert total == 256
 # losses scaled up.
 
 # %%
-small = np.float32(1e-3)
-assert rounded(1 + small, 7) == 1 and np.float32(1) + small > 1
+assert rounded(1.001, 7) == 1 and np.float32(1.001) > 1
 assert rounded(1e-20, 7) > 0 and np.float16(1e-20) == 0
 print("1 + 0.001 in bfloat16 is 1; 1e-20 is still there, in float16 it is 0")
 
@@ -190,8 +202,8 @@ print("1 + 0.001 in bfloat16 is 1; 1e-20 is still there, in float16 it is 0")
 #
 # ## The memory of a step
 #
-# The backward pass needs what the forward pass computed.  The layer table has every output's bytes for one
-# image; a quarter of the pixels has, but for the rim, a quarter of the bytes.
+# The backward pass needs what the forward pass computed.  The layer table tells every output's bytes for one image:
+# here of 400 x 672, so four times that, but for the rim, is one of 800 x 1344.
 
 # %%
 large = md.RetinaNet(md.presets.torchvision_v1([f"class {k}" for k in range(91)]), seed=0)
@@ -225,10 +237,9 @@ print(f"\nlook at {out / 'rounding.png'} and {out / 'memory.png'}")
 # %% [markdown]
 # ## What has not been shown
 #
-# **How fast any of this is on a GPU.**  This chapter ran on a CPU, and so has everything that its authors could try
-# so far; what it asserts is algebra, rounding and bytes, which are the same everywhere.  `python -m
-# tests.benchmarks.gpu` measures the rest where there is a GPU: what it can copy and multiply at most, every
-# engine's share of that, and whole networks beside torchvision's.
+# **How fast any of this is on a GPU.**  All that its authors could try so far ran on a CPU; what is asserted here is
+# algebra, rounding and bytes, the same everywhere.  `python -m tests.benchmarks.gpu` measures the rest: what a GPU
+# copies and multiplies at most, every engine's share of that, and whole networks beside torchvision's.
 #
 # ## Three things to remember
 #

@@ -14,6 +14,7 @@ them on the fake GPU.
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.util
 import json
 import os
@@ -46,7 +47,7 @@ def main() -> int:
             print(f"No GPU to measure: {error}.", file=sys.stderr)
             return 2
     os.environ["MINIDET_BACKEND"] = "numpy" if options.dry_run else "cupy"
-    torch = not options.dry_run and all(map(importlib.util.find_spec, ("torch", "torchvision")))
+    torch = not options.dry_run and torch_is_there()
     bench = Benchmark(options, torch)
     print(f"{device(options.dry_run)}; torchvision {'beside it' if torch else 'not measured'}")
     for part in options.part or PARTS:
@@ -64,6 +65,13 @@ def device(dry: bool) -> str:
 
     properties = cupy.cuda.runtime.getDeviceProperties(0)
     return f"{properties['name'].decode()}, CuPy {cupy.__version__}, CUDA {cupy.cuda.runtime.runtimeGetVersion()}"
+
+
+def torch_is_there() -> bool:
+    """Whether there is a torchvision, and a torch for GPUs: on the CPU its steps would take minutes."""
+    if not all(map(importlib.util.find_spec, ("torch", "torchvision"))):
+        return False
+    return importlib.import_module("torch").cuda.is_available()
 
 
 class Benchmark:
