@@ -81,7 +81,7 @@ def normalize_groups_gradient(x, gy, weight, statistics, eps: float, maps: Maps,
 
 def _mean(x, xp):
     """Over pixels and a group's channels, in double precision: tens of thousands of float32 numbers, added one after
-    the other, lose four digits, and what follows then differs in the third."""
+    the other, lose digits that what follows needs."""
     total = xp.sum(x, axis=(1, 3), keepdims=True, dtype=xp.float64)
     return xp.astype(total / (x.shape[1] * x.shape[3]), x.dtype)
 
