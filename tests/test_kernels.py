@@ -38,7 +38,7 @@ def claims(rng):
 
 def scored_boxes(rng):
     for dtype in (np.float32, np.float64):
-        for count in (0, 1, 60):
+        for count in (0, 1, 60, 140):
             boxes = random_boxes(rng, count, dtype)
             for scores in (rng.random(count), rng.integers(0, 5, count) / 5, np.zeros(count)):
                 yield boxes, scores.astype(dtype)
@@ -361,11 +361,24 @@ def test_nms_drops_only_what_overlaps_more_than_the_threshold(version, dtype):
 
 @both
 def test_nms_compares_a_float32_overlap_with_a_float64_threshold(version):
-    boxes = np.asarray([[0, 0, 10, 10], [0, 0, 10, 3]])
+    boxes = np.asarray([[0, 0, 10, 10], [0, 0, 10, 3.0]])
     scores = np.asarray([0.9, 0.8])
+    singles = boxes.astype(np.float32), scores.astype(np.float32)
     with only(version):
         assert kernels.nms(boxes, scores, 0.3).tolist() == [0, 1]
-        assert kernels.nms(boxes.astype(np.float32), scores.astype(np.float32), 0.3).tolist() == [0]
+        assert kernels.nms(*singles, 0.3).tolist() == [0]  # float32(0.3) is above 0.3
+        for threshold, kept in ((np.float32(0.3), [0, 1]), (np.nextafter(np.float32(0.3), 0), [0])):
+            assert kernels.nms(*singles, float(threshold)).tolist() == kept
+
+
+@both
+def test_nms_of_boxes_that_overlap_nothing_keeps_them_all(version):
+    place = np.arange(40.0)[:, None] * [3, 0, 3, 0] + [0, 0, 2, 2]
+    labels = np.arange(40) % 3 // 2  # 27 boxes of one class and 13 of the other
+    with only(version):
+        assert kernels.batched_nms(place, -np.arange(40.0), labels, 0.0).tolist() == list(range(40))
+        twice = np.concatenate([place, place]), -np.arange(80.0), np.concatenate([labels, labels])
+        assert kernels.batched_nms(*twice, 0.5).tolist() == list(range(40))
 
 
 @both

@@ -8,6 +8,7 @@ from numba import njit
 from minidet import backend
 from minidet.kernels.boxes import iou_of, pairwise_iou
 from minidet.kernels.kernel import Kernel
+from minidet.kernels.parallel import parallel
 
 
 @Kernel
@@ -36,7 +37,11 @@ def nms(boxes, scores, iou_threshold: float):
     return xp.asarray(keep, dtype=xp.int64, device=boxes.device)
 
 
-@nms.faster_on("numpy")
+def _fits(boxes, iou_threshold) -> bool:
+    return boxes.dtype.kind == "f" and iou_threshold >= 0  # below 0, boxes drop each other without overlap
+
+
+@nms.faster_on("numpy", when=lambda boxes, *rest: _fits(boxes, rest[-1]))
 def _nms_numba(boxes, scores, iou_threshold: float):
     return _batched_nms_numba(boxes, scores, np.zeros(len(boxes), np.int64), iou_threshold)
 
@@ -67,40 +72,67 @@ def batched_nms(boxes, scores, labels, iou_threshold: float):
     return xp.take(keep, xp.argsort(-xp.take(scores, keep), stable=True))
 
 
-@batched_nms.faster_on("numpy")
+@batched_nms.faster_on("numpy", when=lambda boxes, *rest: _fits(boxes, rest[-1]))
 def _batched_nms_numba(boxes, scores, labels, iou_threshold: float):
-    order = np.argsort(-scores, kind="stable")
+    order = _best_first(scores)
     ends = np.cumsum(np.bincount(labels))
-    starts = np.concatenate([[0], ends]).astype(np.int64)
-    keep = np.empty(len(order), np.int64)
-    kept = np.empty((5, len(order)), boxes.dtype)
-    # float64 by name: a Python float would be compared in the boxes' dtype.
-    M = _greedy(np.ascontiguousarray(boxes), order, labels, np.float64(iou_threshold), starts, kept, keep)
-    return keep[:M]
+    rivals, alive = np.empty(len(order), np.int64), np.zeros(len(order), np.bool_)
+    kept = np.zeros((len(order) // _LANES + len(ends), 5, _LANES), boxes.dtype)
+    _by_class(order, labels, np.concatenate([[0], ends[:-1]]), rivals)
+    arguments = np.ascontiguousarray(boxes), order, rivals, _rounded_down(iou_threshold, boxes.dtype)
+    _greedy(len(ends), *arguments, ends, kept, alive)
+    return order[alive]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
-def _greedy(boxes, order, labels, iou_threshold, starts, kept, keep):
-    """Walk the boxes by score; compare each with the boxes kept so far of its own class only.
+def _best_first(scores):
+    """`argsort(-scores, stable=True)`; NumPy's other way to sort is four times as fast, but ties come as they like."""
+    order = np.argsort(-scores)
+    ordered = scores[order]
+    return order if (ordered[1:] < ordered[:-1]).all() else np.argsort(-scores, kind="stable")
 
-    The kept boxes of class k, corners and area, lie in `kept` from starts[k] on; the number of all is returned.
+
+def _rounded_down(threshold: float, dtype):
+    """The largest number of `dtype` that is not above: numbers of `dtype` are above both or above neither."""
+    nearest = dtype.type(threshold)
+    return nearest if float(nearest) <= threshold else np.nextafter(nearest, dtype.type(-np.inf))
+
+
+@njit(cache=True)
+def _by_class(order, labels, next_of_class, rivals):
+    """Where in `order` the boxes of class 0 are, then those of class 1, ..., each class best first."""
+    for place in range(len(order)):
+        k = labels[order[place]]
+        rivals[next_of_class[k]] = place
+        next_of_class[k] += 1
+
+
+_LANES = 16  # kept boxes that a box is compared with at once
+
+
+@parallel(error_model="numpy")
+def _greedy(k, boxes, order, rivals, iou_threshold, ends, kept, alive):
+    """Walk the boxes of class k, best first; each that overlaps none of those kept so far is kept.
+
+    Of those, corners and area lie in blocks of _LANES, and a box is compared with a whole block without branches, so
+    that the compiler makes vector instructions of it; a lane still empty is a box without area and overlaps nothing.
     """
-    ends = starts.copy()
-    M = 0
-    for i in order:
-        k = labels[i]
+    start = ends[k - 1] if k > 0 else 0
+    mine = kept[start // _LANES + k :]  # however many lanes of the classes before remain empty
+    count = 0
+    for place in rivals[start : ends[k]]:
+        i = order[place]
         x1, y1, x2, y2 = boxes[i, 0], boxes[i, 1], boxes[i, 2], boxes[i, 3]
         area = (x2 - x1) * (y2 - y1)
         dropped = False
-        for j in range(starts[k], ends[k]):
-            iou = iou_of(kept[0, j], kept[1, j], kept[2, j], kept[3, j], kept[4, j], x1, y1, x2, y2, area)
-            if iou > iou_threshold:
-                dropped = True
+        for b in range(-(-count // _LANES)):
+            for j in range(_LANES):
+                u1, v1, u2, v2 = mine[b, 0, j], mine[b, 1, j], mine[b, 2, j], mine[b, 3, j]
+                iou = iou_of(u1, v1, u2, v2, mine[b, 4, j], x1, y1, x2, y2, area)
+                dropped |= (iou > iou_threshold)
+            if dropped:
                 break
         if not dropped:
-            j = ends[k]
-            kept[0, j], kept[1, j], kept[2, j], kept[3, j], kept[4, j] = x1, y1, x2, y2, area
-            ends[k] = j + 1
-            keep[M] = i
-            M += 1
-    return M
+            b, j = count // _LANES, count % _LANES
+            mine[b, 0, j], mine[b, 1, j], mine[b, 2, j], mine[b, 3, j], mine[b, 4, j] = x1, y1, x2, y2, area
+            alive[place] = True
+            count += 1
