@@ -74,27 +74,19 @@ def batched_nms(boxes, scores, labels, iou_threshold: float):
 
 @batched_nms.faster_on("numpy", when=lambda boxes, *rest: _fits(boxes, rest[-1]))
 def _batched_nms_numba(boxes, scores, labels, iou_threshold: float):
-    order = _best_first(scores)
+    order = np.argsort(-scores)
+    if not (np.diff(scores[order]) < 0).all():  # this sort is four times as fast as a stable one, but not at ties
+        order = np.argsort(-scores, kind="stable")
+    # The largest number of this type that is not above: an IoU of this type is above both or above neither.
+    threshold = boxes.dtype.type(iou_threshold)
+    if float(threshold) > iou_threshold:
+        threshold = np.nextafter(threshold, -np.inf, dtype=boxes.dtype)
     ends = np.cumsum(np.bincount(labels))
     rivals, alive = np.empty(len(order), np.int64), np.zeros(len(order), np.bool_)
     kept = np.zeros((len(order) // _LANES + len(ends), 5, _LANES), boxes.dtype)
     _by_class(order, labels, np.concatenate([[0], ends[:-1]]), rivals)
-    arguments = np.ascontiguousarray(boxes), order, rivals, _rounded_down(iou_threshold, boxes.dtype)
-    _greedy(len(ends), *arguments, ends, kept, alive)
+    _greedy(len(ends), np.ascontiguousarray(boxes), order, rivals, threshold, ends, kept, alive)
     return order[alive]
-
-
-def _best_first(scores):
-    """`argsort(-scores, stable=True)`; NumPy's other way to sort is four times as fast, but ties come as they like."""
-    order = np.argsort(-scores)
-    ordered = scores[order]
-    return order if (ordered[1:] < ordered[:-1]).all() else np.argsort(-scores, kind="stable")
-
-
-def _rounded_down(threshold: float, dtype):
-    """The largest number of `dtype` that is not above: numbers of `dtype` are above both or above neither."""
-    nearest = dtype.type(threshold)
-    return nearest if float(nearest) <= threshold else np.nextafter(nearest, dtype.type(-np.inf))
 
 
 @njit(cache=True)

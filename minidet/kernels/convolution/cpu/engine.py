@@ -1,7 +1,7 @@
 """Which of this engine's convolutions runs, and when: the only file choose.py knows.
 
     winograd4  float32, one group, 3x3 at stride 1, enough tiles: F(4x4, 3x3), but for very many weights
-    winograd2  the same with very many weights: F(2x2, 3x3)
+    winograd2  the same with very many weights, or too few tiles of 4x4: F(2x2, 3x3)
     direct     float32, one group, at least LEAST_CHANNELS channels on either side
     stem       float32, one group, fewer channels than that; not the gradient of its input, which nobody needs
     grouped    the direct convolution of each group by itself, where groups have that many channels

@@ -44,11 +44,12 @@ HEAVY, HEAVY_BLOCK = 1 << 20, 15 * ROWS
 """Transformed weights that are more than so many numbers come from the last cache or from memory: each is fetched for
 as many tiles as possible, though their inputs then leave the second-level cache."""
 
-PIXELS_PER_TILE = 8
-"""A tile of 4x4 costs 36 products and its transforms, a pixel 9 products: below this the direct way is cheaper."""
+LEAST_FULL = 0.5
+"""A tile of 4x4 costs 36 products and its transforms, one of 2x2 16, a pixel 9: where fewer of a tile's pixels are
+outputs, the direct way is cheaper."""
 
 LEAST_TILES = 32
-"""With fewer, transforming the weights costs more than is saved."""
+"""With fewer tiles of 4x4, or less than twice as many of 2x2, transforming the weights costs more than is saved."""
 
 MANY_WEIGHTS = 1 << 18
 """From so many channels times filters on, 36 numbers for each leave the last cache, and 16 are better."""
@@ -69,9 +70,9 @@ def worthwhile(geometry: Geometry, images: int, weights: int, side: int) -> bool
     """Whether a 3x3 convolution at stride 1 has enough, and full enough, tiles; and not too many weights for 4x4."""
     if geometry.size != (3, 3) or geometry.stride != (1, 1) or geometry.dilation != (1, 1):
         return False
-    tiles = sum(-(-P // 4) * -(-Q // 4) for P, Q in geometry.output_maps)
-    enough = images * tiles >= LEAST_TILES and geometry.output_pixels >= PIXELS_PER_TILE * tiles
-    return enough and (side == 2 or weights < MANY_WEIGHTS)
+    tiles = sum(-(-P // side) * -(-Q // side) for P, Q in geometry.output_maps)
+    full = geometry.output_pixels >= LEAST_FULL * side**2 * tiles
+    return full and images * tiles >= LEAST_TILES * (4 // side) and (side == 2 or weights < MANY_WEIGHTS)
 
 
 @lru_cache(maxsize=1024)
