@@ -391,6 +391,13 @@ def test_nms_takes_the_lower_index_of_equal_scores_first(version):
 
 
 @both
+def test_nms_below_a_threshold_of_zero_keeps_one_box(version):
+    boxes = np.asarray([[0, 0, 1, 1], [5, 5, 6, 6], [8, 8, 9, 9.0]])
+    with only(version):
+        assert kernels.nms(boxes, np.asarray([0.7, 0.9, 0.8]), -0.5).tolist() == [1]
+
+
+@both
 def test_nms_never_drops_a_box_without_area(version):
     boxes = np.asarray([[1, 1, 1, 1], [1, 1, 1, 1], [0, 0, 2, 2.0]])
     with only(version):
