@@ -68,7 +68,7 @@ class Kernel:
         if wanted != "textbook" and self.fast:
             library = backend.library(args[0])
             for name, (owner, when, implementation) in self.fast.items():
-                if owner == library and wanted in (None, name.split(":")[1]) and when(*args):
+                if owner == library and (wanted is None or wanted == name.split(":")[1]) and when(*args):
                     return name, implementation
         return "textbook", self.textbook
 

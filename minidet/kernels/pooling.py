@@ -67,8 +67,8 @@ def _max_pool_numba(x, size: int, stride: int, padding: int):
 
 @max_pool_gradient.faster_on("numpy")
 def _max_pool_gradient_numba(gy, winners, height: int, width: int, size: int, stride: int, padding: int):
-    gx = np.zeros((gy.shape[0], height, width, gy.shape[3]), gy.dtype)
-    _max_pool_image_gradient(len(gy), np.ascontiguousarray(gy), winners, size, stride, padding, gx)
+    gx = np.empty((gy.shape[0], height, width, gy.shape[3]), gy.dtype)
+    _max_pool_row_gradient(len(gy) * height, np.ascontiguousarray(gy), winners, size, stride, padding, gx)
     return gx
 
 
@@ -119,16 +119,22 @@ def _max_pool_row(row, x, size, stride, padding, best, winners):
 
 
 @parallel
-def _max_pool_image_gradient(n, gy, winners, size, stride, padding, gx):
-    _, H, W, C = gx.shape  # windows of one image overlap, those of two never do
+def _max_pool_row_gradient(row, gy, winners, size, stride, padding, gx):
+    """A row of the input collects from all windows that contain it: windows overlap, their rows do not."""
+    _, H, W, C = gx.shape
+    _, P, Q, _ = gy.shape
+    n, h = row // H, row % H
     zero, who = gy.dtype.type(0), np.empty(C, np.int32)
-    for p in range(gy.shape[1]):
-        for q in range(gy.shape[2]):
+    for w in range(W):
+        for c in range(C):
+            gx[n, h, w, c] = zero
+    below = h + padding
+    for p in range(max(0, (below - size) // stride + 1), min(P, below // stride + 1)):
+        for q in range(Q):
             for c in range(C):
                 who[c] = winners[n, p, q, c]
-            for i in range(size):
-                for j in range(size):
-                    h, w, tap = p * stride + i - padding, q * stride + j - padding, np.int32(i * size + j)
-                    if 0 <= h < H and 0 <= w < W:
-                        for c in range(C):
-                            gx[n, h, w, c] += gy[n, p, q, c] if who[c] == tap else zero
+            for j in range(size):
+                w, tap = q * stride + j - padding, np.int32((below - p * stride) * size + j)
+                if 0 <= w < W:
+                    for c in range(C):
+                        gx[n, h, w, c] += gy[n, p, q, c] if who[c] == tap else zero

@@ -25,6 +25,13 @@ class Geometry:
     dilation: Pair = (1, 1)
     groups: int = 1
 
+    def __hash__(self) -> int:
+        return self._hash  # asked for by every cache that has a convolution's shape as its key
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.maps, self.size, self.stride, self.padding, self.dilation, self.groups))
+
     @cached_property
     def output_maps(self) -> tuple[Pair, ...]:
         """The (P, Q) of every level, P = (H + 2*padding - dilation*(k - 1) - 1) // stride + 1."""

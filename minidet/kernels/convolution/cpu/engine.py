@@ -67,20 +67,23 @@ def register(convolve: Kernel, input_gradient: Kernel, weight_gradient: Kernel) 
 
 def winograd_accepts(x, weight, geometry: Geometry, side: int) -> bool:
     """Whether Winograd's convolution may run, and pays."""
-    return direct_accepts(x, weight, geometry) and winograd.worthwhile(
+    # Most convolutions are not 3x3: what is asked first costs least.
+    return geometry.size == (3, 3) and direct_accepts(x, weight, geometry) and winograd.worthwhile(
         geometry, x.shape[0], weight.shape[0] * weight.shape[3], side
     )
 
 
 def winograd_gradient_accepts(gy, weight, geometry: Geometry, side: int) -> bool:
     """The same for the convolution that makes the input gradient; a map smaller than 3x3 may have none."""
+    if geometry.size != (3, 3):
+        return False
     spread = winograd.spread(geometry)
     return winograd_accepts(gy, weight, spread, side) and spread.output_maps == geometry.maps
 
 
 def winograd_weight_gradient_accepts(x, gy, geometry: Geometry, side: int) -> bool:
     """Whether Winograd's gradient of the weights may run, and pays."""
-    return weight_gradient_accepts(x, gy, geometry) and winograd.worthwhile(
+    return geometry.size == (3, 3) and weight_gradient_accepts(x, gy, geometry) and winograd.worthwhile(
         geometry, x.shape[0], x.shape[2] * gy.shape[2], side
     )
 
@@ -150,7 +153,7 @@ def stem(x, weight, bias, scale, relu: bool, geometry: Geometry, memo: dict):
     panels = packed(_ready(weight).reshape(F, k, -1), plan.order, memo, transposed=False)
     depth = weight.shape[2] * weight.shape[3]
     return gathered_product(
-        padded_maps(x, geometry), plan, panels, F, depth=depth, scale=scale, bias=bias, relu=relu
+        padded_maps(_ready(x), geometry), plan, panels, F, depth=depth, scale=scale, bias=bias, relu=relu
     )
 
 
@@ -159,7 +162,7 @@ def stem_weight_gradient(x, gy, geometry: Geometry):
     plan = row_plan(geometry, x.shape[0])
     (k, l), C = geometry.size, x.shape[2]  # noqa: E741
     # Whole vectors are read, beyond the end of a row, and what they add is cut off.
-    gweight = outer_products(padded_maps(x, geometry), _ready(gy), plan, depth=padded(l * C))
+    gweight = outer_products(padded_maps(_ready(x), geometry), _ready(gy), plan, depth=padded(l * C))
     return np.ascontiguousarray(gweight[:, :, : l * C]).reshape(-1, k, l, C)
 
 

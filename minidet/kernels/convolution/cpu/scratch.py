@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import threading
 
@@ -21,7 +22,8 @@ def aligned(*shape: int) -> np.ndarray:
     """
     size = math.prod(shape)
     memory = np.empty(size + LINE // 4, dtype=np.float32)
-    first = -memory.ctypes.data % LINE // 4
+    # The address, without the dozen objects of `memory.ctypes`.
+    first = -ctypes.addressof(ctypes.c_char.from_buffer(memory)) % LINE // 4
     return memory[first : first + size].reshape(shape)
 
 

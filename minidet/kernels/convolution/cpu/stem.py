@@ -13,22 +13,38 @@ import numpy as np
 
 from minidet.kernels.convolution.cpu.lanes import LANES
 from minidet.kernels.convolution.cpu.plan import Plan, plan_of, sources_of
+from minidet.kernels.convolution.cpu.scratch import scratch
 from minidet.kernels.convolution.geometry import Geometry
+from minidet.kernels.parallel import parallel
 
 
 def padded_maps(x, geometry: Geometry):
-    """Every level of `x` with its border of zeros: (N, pixels of the padded maps, C).
+    """Every level of `x` with its border of zeros: (N, pixels of the padded maps, C), in scratch memory.
 
     Behind it in memory lie LANES zeros, so that a whole vector may be read at the last pixel.
     """
-    N, _, C = x.shape
+    N, S, C = x.shape
     wide = _padded(geometry)
-    y = np.zeros(N * wide.pixels * C + LANES, dtype=x.dtype)[:-LANES].reshape(N, wide.pixels, C)
-    down, right = geometry.padding
-    for (H, W), inside, (P, Q), place in _pairs(geometry, wide):
-        level = y[:, place, :].reshape(N, P, Q, C)
-        level[:, down : down + H, right : right + W] = x[:, inside, :].reshape(N, H, W, C)
-    return y
+    size = N * wide.pixels * C
+    y = scratch("padded maps", size + LANES)
+    y[size:] = 0
+    for ((_, W), inside, _, _), ((P, Q), place, _, _) in zip(geometry.levels(), wide.levels(), strict=True):
+        begin, shift, down, right = inside.start * C, place.start * C, geometry.padding[0], geometry.padding[1] * C
+        _pad_row(N * P, P, x.reshape(-1), S * C, begin, W * C, y, wide.pixels * C, shift, Q * C, down, right)
+    return y[:size].reshape(N, wide.pixels, C)
+
+
+@parallel
+def _pad_row(unit, P, x, image, begin, length, y, wide_image, shift, wide_length, down, right):
+    """A row of a padded map; lengths and places count numbers, not pixels."""
+    n, p = unit // P, unit % P
+    row = y[n * wide_image + shift + p * wide_length :][:wide_length]
+    if down <= p < P - down:
+        row[:right] = 0
+        row[right : right + length] = x[n * image + begin + (p - down) * length :][:length]
+        row[right + length :] = 0
+    else:
+        row[:] = 0
 
 
 @lru_cache(maxsize=64)
@@ -45,9 +61,3 @@ def _padded(geometry: Geometry) -> Geometry:
     down, right = geometry.padding
     maps = tuple((H + 2 * down, W + 2 * right) for H, W in geometry.maps)
     return replace(geometry, maps=maps, padding=(0, 0))
-
-
-def _pairs(geometry: Geometry, wide: Geometry):
-    """Of every level: its map and place, and its padded map and place."""
-    for (map_, inside, _, _), (wide_map, place, _, _) in zip(geometry.levels(), wide.levels(), strict=True):
-        yield map_, inside, wide_map, place

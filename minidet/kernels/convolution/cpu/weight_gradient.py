@@ -44,7 +44,6 @@ def outer_products(x, gy, plan: Plan, *, depth: int):
     threads = get_num_threads()
     shares, ranges = (threads, 1) if rows * columns <= FEW_WEIGHTS else (1, threads)
     sums = aligned(shares, rows, columns)
-    sums.fill(0)
     tiles = N // plan.images * len(plan.tiles)
     share = -(-tiles // shares)
     block = -(-share // -(-share // BLOCK))  # all of one length: a short one moves as many sums as a long one
@@ -72,6 +71,8 @@ def _unit(
     low, high = part * pairs // ranges * PAIR, min(vectors, (part + 1) * pairs // ranges * PAIR)
     left, right = left[unit * rows * block * ROWS :], right[unit * GROUP * LANES * block * ROWS :]
     zeros = np.zeros(LANES, dtype=np.float32)
+    for row in range(rows):
+        sums[place + row * columns + low * LANES : place + row * columns + high * LANES] = 0
     for first in range(begin, end, block):
         last = min(first + block, end)
         pixels = (last - first) * ROWS

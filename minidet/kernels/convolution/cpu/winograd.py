@@ -68,7 +68,7 @@ class Tiling:
 @lru_cache(maxsize=1024)
 def worthwhile(geometry: Geometry, images: int, weights: int, side: int) -> bool:
     """Whether a 3x3 convolution at stride 1 has enough, and full enough, tiles; and not too many weights for 4x4."""
-    if geometry.size != (3, 3) or geometry.stride != (1, 1) or geometry.dilation != (1, 1):
+    if geometry.size != (TAPS, TAPS) or geometry.stride != (1, 1) or geometry.dilation != (1, 1):
         return False
     tiles = sum(-(-P // side) * -(-Q // side) for P, Q in geometry.output_maps)
     full = geometry.output_pixels >= LEAST_FULL * side**2 * tiles
