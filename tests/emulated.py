@@ -45,7 +45,7 @@ def compiled(sources: Path, file: str) -> ctypes.CDLL:
     return loaded
 
 
-def kernel(file: str, name: str, emulator=None) -> Kernel:
+def kernel(file: str, name: str, device: int = 0, emulator=None) -> Kernel:
     """What `cuda._kernel` gives, for NumPy arrays: a mistake that is seen is an AssertionError."""
     emulator = emulator or library(file)
     launch = getattr(emulator, f"launch_{name}")

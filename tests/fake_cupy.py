@@ -294,9 +294,10 @@ def _module(name: str, **attributes) -> ModuleType:
 def modules() -> dict[str, ModuleType]:
     """Everything that `import cupy` brings, by name."""
     device = _module("cupy.cuda.device", Device=Device)
+    runtime = _module("cupy.cuda.runtime", getDevice=lambda: 0)
     cuda = _module(
-        "cupy.cuda", Device=Device, device=device, Stream=Stream, Event=Event, alloc_pinned_memory=alloc_pinned_memory,
-        get_current_stream=lambda: Stream.null,
+        "cupy.cuda", Device=Device, device=device, runtime=runtime, Stream=Stream, Event=Event,
+        alloc_pinned_memory=alloc_pinned_memory, get_current_stream=lambda: Stream.null,
     )  # fmt: skip
     linalg = _module("cupy.linalg", **{n: _wrapped(getattr(np.linalg, n)) for n in ("norm", "solve", "inv", "lstsq")})
     fft = _module("cupy.fft", **{n: _wrapped(getattr(np.fft, n)) for n in ("fft", "ifft")})

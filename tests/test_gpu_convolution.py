@@ -189,6 +189,7 @@ def test_what_a_kernel_is_given(monkeypatch):
 
     monkeypatch.setattr(backend, "cuda_module", compiled)
     monkeypatch.setattr(cuda, "_kernel", cuda._kernel.__wrapped__)
+    monkeypatch.setattr(cuda, "device", lambda: 0)
     x = np.zeros(3)
     cuda.launch(implicit.FILE, "convolve_float32", (7, 1), 256, 4096, (x, None, 5))
     (blocks, threads, (first, null, number)), shared_bytes = given[0]

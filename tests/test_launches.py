@@ -128,12 +128,12 @@ def test_shared_memory_must_be_asked_for(there):
 
 
 def test_a_kernel_is_looked_up_once(fake_cupy, monkeypatch):
-    """For a file, a name and a type; and forgotten with the GPU."""
+    """For a file, a name, a type and a device."""
     xp, asked = backend.load("cupy"), []
     find = fake_cupy.RawModule.get_function
     monkeypatch.setattr(fake_cupy.RawModule, "get_function", lambda self, name: asked.append(name) or find(self, name))
-    for dtype in (xp.float32, xp.float64):
-        for _ in range(3):
-            kernels.rectify(xp.asarray(np.ones(3), dtype=dtype))
-            kernels.rectify_sum(*[xp.asarray(np.ones(3), dtype=dtype)] * 2)
-    assert asked == ["rectify", "rectify_sum"] * 2
+    for device, dtype in [(0, xp.float32), (0, xp.float64), (1, xp.float32)] * 3:
+        monkeypatch.setattr(backend.cuda().cuda.runtime, "getDevice", lambda device=device: device)
+        kernels.rectify(xp.asarray(np.ones(3), dtype=dtype))
+        kernels.rectify_sum(*[xp.asarray(np.ones(3), dtype=dtype)] * 2)
+    assert asked == ["rectify", "rectify_sum"] * 3

@@ -31,12 +31,17 @@ def launch(source: str, name: str, threads: int, *args: Array | int | float, rea
     blocks = -(-threads // THREADS)
     if blocks:
         kind = {"float64": "double", "bfloat16": "Bfloat16"}.get(str(real), "float")
-        _kernel(source, name, kind)((blocks,), (THREADS,), args)
+        _kernel(source, name, kind, device())((blocks,), (THREADS,), args)
+
+
+def device() -> int:
+    """The number of the current device."""
+    return backend.cuda().cuda.runtime.getDevice()
 
 
 @cache
-def _kernel(source: str, name: str, kind: str):
-    """A kernel, looked up once: CuPy would ask the driver for it again."""
+def _kernel(source: str, name: str, kind: str, device: int):
+    """A kernel, looked up once for every device: CuPy would ask the driver for it again."""
     module = backend.cuda_module((NUMBERS, Path(source).with_suffix(".cu")), *OPTIONS, f"-DREAL={kind}")
     return module.get_function(name)
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from minidet import backend
 from minidet.backend import Array
+from minidet.kernels.cuda import device
 
 FLOAT32, BFLOAT16 = 0, 14  # cudaDataType_t
 PLAIN, TF32 = 68, 77  # cublasComputeType_t: float32 sums of exact products, and of operands rounded to TF32
@@ -26,14 +27,9 @@ def capability(device: int) -> int:
     return int(backend.cuda().cuda.Device(device).compute_capability)
 
 
-def device() -> int:
-    """The number of the current device."""
-    return backend.cuda().cuda.runtime.getDevice()
-
-
 @cache
-def _kernel(file: str, name: str):
-    """A kernel of a .cu file beside this one; CuPy knows what is compiled for which device."""
+def _kernel(file: str, name: str, device: int):
+    """A kernel of a .cu file beside this one, looked up once for every device."""
     return backend.cuda_module((Path(__file__).with_name(file),), "-std=c++17").get_function(name)
 
 
@@ -43,7 +39,7 @@ def launch(file: str, name: str, blocks: tuple[int, int], threads: int, shared_b
     An argument is an array, an int for a 32-bit int, or None for a null pointer.
     """
     passed = tuple(np.int64(0) if a is None else np.int32(a) if isinstance(a, int) else a for a in args)
-    _kernel(file, name)(blocks, (threads,), passed, shared_mem=shared_bytes)
+    _kernel(file, name, device())(blocks, (threads,), passed, shared_mem=shared_bytes)
 
 
 @dataclass(frozen=True)
