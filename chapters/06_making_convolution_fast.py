@@ -144,7 +144,7 @@ assert speed["im2col + matmul"] > 3 * speed["the same, compiled"]
 geometry, flat = Geometry(((H, W),), (3, 3), (1, 1), (1, 1)), x.reshape(1, H * W, C)
 
 
-def by(version, arguments=(flat, weight, None, None, False, geometry, {})):
+def by(version, arguments=(flat, weight, None, None, None, False, geometry, {})):
     """The layer by the library's version of this name, as a function."""
     with only(version):
         name, run = convolve.choose(*arguments)

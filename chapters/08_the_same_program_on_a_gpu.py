@@ -135,7 +135,7 @@ for i in range(3):
     y += (rows @ weight[:, i].reshape(F, 3 * C).T).transpose(1, 0, 2)
 y = y.reshape(3 * T, F)[place]                                  # without the zeros between the rows
 geometry = geometry_of(((H, W),), (3, 3), padding=(1, 1))
-want = convolve(x[:1].reshape(1, H * W, C), weight, None, None, False, geometry, {})
+want = convolve(x[:1].reshape(1, H * W, C), weight, None, None, None, False, geometry, {})
 error = np.abs(y - want[0]).max() / np.abs(want).max()
 print(f"\nthree batched products of {rows.shape} and {(3 * C, F)}: largest error {error:.1e}")
 assert error < 1e-6

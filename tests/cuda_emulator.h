@@ -289,9 +289,25 @@ inline unsigned short nearest_bfloat16(float value) {
 
 inline void narrow(float value, float& to) { to = value; }
 inline void narrow(float value, Bfloat16& to) { to.bits = nearest_bfloat16(value); }
+inline float widen(float number) { return number; }
+inline float widen(Bfloat16 number) { return emulator::to_float(static_cast<unsigned>(number.bits) << 16); }
 
 inline void store_pair(Bfloat16* to, float first, float second) {
     emulator::check(to, 4, "a store");
     if (reinterpret_cast<std::uintptr_t>(to) % 4) emulator::fail("a store to an address that is no multiple of 4");
     to[0].bits = nearest_bfloat16(first), to[1].bits = nearest_bfloat16(second);
+}
+
+struct Pair { float first, second; };
+
+inline Pair load_pair(const float* from) {
+    emulator::check(from, 8, "a load");
+    if (reinterpret_cast<std::uintptr_t>(from) % 8) emulator::fail("a load from an address that is no multiple of 8");
+    return {from[0], from[1]};
+}
+
+inline Pair load_pair(const Bfloat16* from) {
+    emulator::check(from, 4, "a load");
+    if (reinterpret_cast<std::uintptr_t>(from) % 4) emulator::fail("a load from an address that is no multiple of 4");
+    return {widen(from[0]), widen(from[1])};
 }

@@ -9,8 +9,9 @@ extern "C" {
 int plan_words() { return sizeof(Plan) / 4; }
 
 #define LAUNCHES(T, name)                                                                                          \
-    LAUNCH(convolve_##name, (const T* x, const T* weight, const float* scale, const float* bias, T* y,             \
-                             const Plan* plan, int relu), (x, weight, scale, bias, y, plan, relu))                 \
+    LAUNCH(convolve_##name, (const T* x, const T* weight, const float* scale, const float* bias,                   \
+                             const T* shortcut, T* y, const Plan* plan, int relu),                                 \
+           (x, weight, scale, bias, shortcut, y, plan, relu))                                                      \
     LAUNCH(correlate_##name, (const T* x, const T* gy, float* shares, const Plan* plan, int share),                \
            (x, gy, shares, plan, share))
 

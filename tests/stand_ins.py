@@ -37,7 +37,7 @@ def multiply(c, a, b, shape, count, *, a_transposed=False, b_transposed=False, a
 
 def ends_of_shift(name, args):
     """The two kernels of shift.cu, for numbers of any kind."""
-    images, H, W, C, _, start, before, rows = map(int, args[2 if name.startswith("spread") else 4])
+    images, H, W, C, _, start, before, rows = map(int, args[2 if name.startswith("spread") else 5])
     shape = (images, H + 1, W + 1, C)
     if name.startswith("spread"):
         x, rim, _ = args
@@ -46,10 +46,11 @@ def ends_of_shift(name, args):
         inner = rim[before : before + math.prod(shape[:3])].reshape(shape)
         inner[:, :H, :W] = x[:, start : start + H * W].reshape(images, H, W, C)
         return
-    sums, scale, bias, y, _, relu = args
-    scale, bias = (a if isinstance(a, np.ndarray) else None for a in (scale, bias))  # else a null pointer
+    sums, scale, bias, shortcut, y, _, relu = args
+    scale, bias, shortcut = (a if isinstance(a, np.ndarray) else None for a in (scale, bias, shortcut))  # else null
     level = sums[: math.prod(shape[:3])].reshape(shape)[:, :H, :W].reshape(images, H * W, C)
     level = level * (1 if scale is None else scale) + (0 if bias is None else bias)
+    level = level + (0 if shortcut is None else shortcut[:, start : start + H * W])
     y[:, start : start + H * W] = np.maximum(level, 0) if relu else level
 
 

@@ -22,7 +22,7 @@ HAND_PICKED = {
 """Geometry, images, channels, filters."""
 
 
-def naive(x, weight, bias, scale, relu, geometry):
+def naive(x, weight, bias, scale, shortcut, relu, geometry):
     """Seven loops, one multiplication each."""
     N, F = x.shape[0], weight.shape[0]
     in_group, out_group = weight.shape[3], F // geometry.groups
@@ -39,6 +39,7 @@ def naive(x, weight, bias, scale, relu, geometry):
             y[n, outside.start + p * Q + q, f] = total
     y = y if scale is None else y * scale
     y = y if bias is None else y + bias
+    y = y if shortcut is None else y + shortcut
     return np.maximum(y, 0) if relu else y
 
 
@@ -53,11 +54,12 @@ def problem(rng, geometry, N, C, F, dtype=np.float64):
 def test_the_definition_is_seven_loops(case, library, rng):
     xp = backend.load(library)
     geometry, *sizes = HAND_PICKED[case]
-    x, weight, bias, scale, _ = problem(rng, geometry, *sizes)
-    for b, s, relu in ((None, None, False), (bias, None, True), (bias, scale, False), (None, scale, True)):
-        arrays = [None if a is None else xp.asarray(a) for a in (x, weight, b, s)]
-        y = definition.convolve(*arrays, relu, geometry, {})
-        np.testing.assert_allclose(backend.to_numpy(y), naive(x, weight, b, s, relu, geometry), atol=1e-12)
+    x, weight, bias, scale, more = problem(rng, geometry, *sizes)
+    for b, s, m in ((None,) * 3, (bias, None, None), (bias, scale, more), (None, scale, None), (None, None, more)):
+        for relu in (False, True):
+            arrays = [None if a is None else xp.asarray(a) for a in (x, weight, b, s, m)]
+            y = definition.convolve(*arrays, relu, geometry, {})
+            np.testing.assert_allclose(backend.to_numpy(y), naive(x, weight, b, s, m, relu, geometry), atol=1e-12)
 
 
 @pytest.mark.parametrize("library", ["numpy", "array_api_strict"])
@@ -67,7 +69,7 @@ def test_both_gradients_are_the_transposes_of_the_forward_pass(case, library, rn
     xp = backend.load(library)
     geometry, *sizes = HAND_PICKED[case]
     x, weight, _, _, gy = map(xp.asarray, problem(rng, geometry, *sizes))
-    product = dot(definition.convolve(x, weight, None, None, False, geometry, {}), gy)
+    product = dot(definition.convolve(x, weight, None, None, None, False, geometry, {}), gy)
     assert dot(x, definition.convolve_input_gradient(gy, weight, geometry, {})) == pytest.approx(product)
     assert dot(weight, definition.convolve_weight_gradient(x, gy, geometry)) == pytest.approx(product)
 
@@ -103,13 +105,13 @@ def test_a_memo_changes_nothing(map_, version, rng):
     engine(version)
     geometry = Geometry((map_, (2, 2)), (3, 3), (1, 1), (1, 1))
     x, weight, bias, _, gy = problem(rng, geometry, 2, 32, 64, np.float32)
-    assert convolve.choose(x, weight, bias, None, True, geometry, {})[0] == f"numpy:{version}"
+    assert convolve.choose(x, weight, bias, None, None, True, geometry, {})[0] == f"numpy:{version}"
     memo = {}
     for _ in range(2):  # the second time everything derived from the weights is there
-        y = convolve(x, weight, bias, None, True, geometry, memo)
+        y = convolve(x, weight, bias, None, None, True, geometry, memo)
         gx = convolve_input_gradient(gy, weight, geometry, memo)
     assert memo
-    np.testing.assert_array_equal(y, convolve(x, weight, bias, None, True, geometry, {}))
+    np.testing.assert_array_equal(y, convolve(x, weight, bias, None, None, True, geometry, {}))
     np.testing.assert_array_equal(gx, convolve_input_gradient(gy, weight, geometry, {}))
 
 
@@ -118,9 +120,9 @@ def test_arrays_need_not_lie_in_order(rng):
     geometry = Geometry(((5, 6),), (3, 3), (1, 1), (1, 1))
     x, weight, *_, gy = problem(rng, geometry, 4, 16, 24, np.float32)
     views = [np.moveaxis(np.moveaxis(a, 0, -1).copy(), -1, 0) for a in (x, weight, gy)]
-    views[0].flags.writeable = False
+    views[0].flags.writeable, rest = False, (geometry, {})
     for kernel, arguments, others in (
-        (convolve, (x, weight, None, None, False, geometry, {}), (*views[:2], None, None, False, geometry, {})),
+        (convolve, (x, weight, None, None, gy, False, *rest), (*views[:2], None, None, views[2], False, *rest)),
         (convolve_input_gradient, (gy, weight, geometry, {}), (views[2], views[1], geometry, {})),
         (convolve_weight_gradient, (x, gy, geometry), (views[0], views[2], geometry)),
     ):
@@ -132,5 +134,5 @@ def test_nan_passes_through_the_rectifier(rng):
     geometry = Geometry(((4, 4),), (1, 1))
     x, weight, *_ = problem(rng, geometry, 1, 8, 16, np.float32)
     x[0, 5] = np.nan
-    y = convolve(x, weight, None, None, True, geometry, {})
+    y = convolve(x, weight, None, None, None, True, geometry, {})
     assert np.isnan(y[0, 5]).all() and not np.isnan(np.delete(y, 5, axis=1)).any()

@@ -70,10 +70,10 @@ def arrays(geometry, N, C, F, seed):
 
 def calls(geometry, x, weight, bias, scale, gy):
     """The three kernels' arguments for these arrays; forward also with everything that may follow it."""
-    yield convolve, (x, weight, None, None, False, geometry, {})
+    yield convolve, (x, weight, None, None, None, False, geometry, {})
     yield convolve_input_gradient, (gy, weight, geometry, {})
     yield convolve_weight_gradient, (x, gy, geometry)
-    yield convolve, (x, weight, bias, scale, True, geometry, {})
+    yield convolve, (x, weight, bias, scale, gy, True, geometry, {})  # gy will do for a shortcut
 
 
 def scale_of_error(kernel, geometry, x, weight, gy) -> float:

@@ -84,11 +84,14 @@ def arrays(geometry, N, C, F, seed=0):
     return drawn
 
 
-def three(engine, x, weight, bias, scale, gy, geometry):
-    """An engine's results: y with everything that follows it, dL/dx and dL/dweight; memos are full the second time."""
-    memo = {}
+def three(engine, x, weight, bias, scale, gy, geometry, shortcut=None):
+    """An engine's results: y with everything that follows it, dL/dx and dL/dweight; memos are full the second time.
+
+    Without another one, gy will do for a shortcut.
+    """
+    memo, shortcut = {}, gy if shortcut is None else shortcut
     for _ in range(2):
-        y = engine.convolve(x, weight, bias, scale, True, geometry, memo)
+        y = engine.convolve(x, weight, bias, scale, shortcut, True, geometry, memo)
         gx = engine.convolve_input_gradient(gy, weight, geometry, memo)
     return y, gx, engine.convolve_weight_gradient(x, gy, geometry)
 
@@ -124,7 +127,7 @@ def test_the_algebra_is_right_and_both_gradients_are_transposes(engine, drawn, h
         for got, want in zip(three(engine, *made, geometry), three(definition, *made, geometry), strict=True):
             assert got.shape == want.shape
             np.testing.assert_allclose(got, want, atol=1e-11)
-        product = np.sum(engine.convolve(x, weight, None, None, False, geometry, {}) * gy)
+        product = np.sum(engine.convolve(x, weight, None, None, None, False, geometry, {}) * gy)
         gx = engine.convolve_input_gradient(gy, weight, geometry, {})
         gweight = engine.convolve_weight_gradient(x, gy, geometry)
         assert np.sum(gx * x) == pytest.approx(product, abs=1e-9)
@@ -215,7 +218,7 @@ def settle(engine, made, geometry, kind):
     """
     x, weight, _, _, gy = made
     exact = [round_tf32(a) if kind == "tf32" and a.ndim > 1 else a for a in made]
-    wants = three(definition, *map(wide, exact), geometry)
+    wants = three(definition, *map(wide, exact), geometry, wide(gy))
     terms = [geometry.taps * weight.shape[3], geometry.taps * weight.shape[0], gy.shape[0] * gy.shape[1]]
     factors = [(x, weight), (gy, weight), (x, gy)]
     gots = three(engine, *made, geometry)
@@ -304,6 +307,7 @@ MISTAKES = {
     "a filter too many": ("filter < plan->filters && k < length;", "k < length;", "at once"),
     "a pixel beyond the map": ("w < window.width;", "w <= window.width;", "at once"),
     "a pixel too many": ("pixel >= plan->images * plan->output_pixels || ", "", "at once"),
+    "half a shortcut": ("second += added.second", "second += added.first", "at once"),
     "not rounded": ("words[i] = round_tf32(words[i])", "(void)words", "at once"),
 }
 
@@ -320,10 +324,11 @@ def test_the_emulator_sees_mistakes(mistake, here, monkeypatch, tmp_path):
     monkeypatch.setattr(cuda, "_kernel", lambda *names: emulated.kernel(*names, emulator=emulator))
     emulator.choose(*map(int, WORST[worst]))
     geometry = Geometry(((13, 7),), *SAME)
-    x, weight, *_ = narrowed(arrays(geometry, 2, 40, 24), "tf32")
-    want = definition.convolve(wide(round_tf32(x)), wide(round_tf32(weight)), None, None, False, geometry, {})
+    x, weight, _, _, more = narrowed(arrays(geometry, 2, 40, 24), "tf32")
+    exact = wide(round_tf32(x)), wide(round_tf32(weight)), None, None, wide(more)
+    want = definition.convolve(*exact, False, geometry, {})
     with pytest.raises(AssertionError):
-        y = implicit.convolve(x, weight, None, None, False, geometry, {})
+        y = implicit.convolve(x, weight, None, None, more, False, geometry, {})
         within("y", y, want, 360, (x, weight), BOUND["float32"])
         assert emulator.conflicts() == 0
 
@@ -342,7 +347,7 @@ def test_which_version_runs(kind, tf32, here, monkeypatch):
         geometry = Geometry(((32, 40), (16, 20)), size, stride, padding, groups=groups)
         shapes = (2, geometry.pixels, C), (F, *size, C // groups), (2, geometry.output_pixels, F)
         x, weight, gy = (np.zeros(shape, dtype) for shape in shapes)
-        arguments = (x, weight, None, None, True, geometry, {}), (gy, weight, geometry, {}), (x, gy, geometry)
+        arguments = (x, weight, None, None, None, True, geometry, {}), (gy, weight, geometry, {}), (x, gy, geometry)
         names = [kernel.choose(*each)[0] for kernel, each in zip(KERNELS, arguments, strict=True)]
         assert len(set(names)) == 1
         return names[0].removeprefix("cupy:")
@@ -431,7 +436,7 @@ def on_device(monkeypatch):
 
 def calls(x, weight, bias, scale, gy, geometry):
     """(name, kernel, arguments, terms in a sum, its factors) of the three kernels."""
-    yield "y", convolve, (x, weight, bias, scale, True, geometry, {}), geometry.taps * weight.shape[3], (x, weight)
+    yield "y", convolve, (x, weight, bias, scale, gy, True, geometry, {}), geometry.taps * weight.shape[3], (x, weight)
     terms = geometry.taps * weight.shape[0] // geometry.groups
     yield "dx", convolve_input_gradient, (gy, weight, geometry, {}), terms, (gy, weight)
     yield "dw", convolve_weight_gradient, (x, gy, geometry), gy.shape[0] * gy.shape[1], (x, gy)

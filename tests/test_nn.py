@@ -175,8 +175,11 @@ def test_fused_equals_unfused(name, rectified, maps, rng):
     x = Tensor(rng.normal(size=(2, 3, 3, 2) if maps is None else (2, 9, 2)))
     y = layer.conv(x, maps)
     y = y if layer.norm is None else layer.norm(y, maps)
-    y = relu(y) if rectified else y
-    np.testing.assert_allclose(layer(x, maps).data, y.data, rtol=1e-12, atol=1e-12)
+    shortcut = Tensor(rng.normal(size=y.shape))
+    for more in (None, shortcut):
+        want = y if more is None else y + more
+        want = relu(want) if rectified else want
+        np.testing.assert_allclose(layer(x, maps, shortcut=more).data, want.data, rtol=1e-12, atol=1e-12)
 
 
 def test_a_norm_makes_a_bias_needless(rng):

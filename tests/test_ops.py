@@ -144,6 +144,15 @@ def test_a_residual_has_the_shape_of_its_block():
         ops.add_relu(Tensor(np.zeros((2, 3))), Tensor(np.zeros(3)))
 
 
+def test_a_shortcut_has_the_shape_and_the_type_of_the_result():
+    x, weight = Tensor(np.zeros((1, 4, 4, 2))), Tensor(np.zeros((3, 3, 3, 2)))
+    with pytest.raises(ValueError, match=r"^conv2d: the result is \(1, 4, 4, 3\) in float64, but the shortcut"):
+        ops.conv2d(x, weight, padding=1, shortcut=x)
+    with pytest.raises(ValueError, match=r"^conv2d_levels: .* but the shortcut \(1, 16, 3\) in float32$"):
+        shortcut = Tensor(np.zeros((1, 16, 3), np.float32))
+        ops.conv2d_levels(Tensor(np.zeros((1, 16, 2))), ((4, 4),), weight, shortcut=shortcut)
+
+
 def test_a_condition_must_broadcast_too():
     with pytest.raises(ValueError, match=r"where: shapes \(2, 1\) and \(\) and \(3, 1\) do not broadcast"):
         ops.where(np.ones((3, 1), bool), Tensor(np.zeros((2, 1))), 0.0)

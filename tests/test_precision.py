@@ -58,9 +58,10 @@ def test_a_convolution_rounds_once(version, narrow, rng):
     geometry = geometry_of(((6, 7),), (3, 3), padding=(1, 1))
     x, weight = (rng.normal(size=s).astype(np.float32).astype(narrow) for s in ((2, 42, 64), (16, 3, 3, 64)))
     scale, bias = (rng.normal(size=16).astype(np.float32) for _ in range(2))
-    exact = convolve(*(a.astype(np.float64) for a in (x, weight, bias, scale)), True, geometry, {})
+    shortcut = rng.normal(size=(2, 42, 16)).astype(np.float32).astype(narrow)
+    exact = convolve(*(a.astype(np.float64) for a in (x, weight, bias, scale, shortcut)), True, geometry, {})
     with only(version):
-        y = convolve(x, weight, bias, scale, True, geometry, {})
+        y = convolve(x, weight, bias, scale, shortcut, True, geometry, {})
         gweight = convolve_weight_gradient(x, y, geometry)
     assert y.dtype == narrow and np.abs(y.astype(float) - exact).max() <= 1.01 * UNIT * np.abs(exact).max()
     assert (np.abs(y.astype(float) - exact) <= 1.01 * UNIT * np.abs(exact) + 1e-4).all()

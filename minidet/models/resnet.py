@@ -9,7 +9,7 @@ import numpy as np
 
 from minidet.autograd import Tensor, checkpoint
 from minidet.nn import ConvNorm, Module, Norm
-from minidet.ops import add_relu, max_pool2d
+from minidet.ops import max_pool2d
 
 Map = tuple[int, int]
 
@@ -85,13 +85,12 @@ class BasicBlock(Module):
     def __init__(self, channels: int, filters: int, stride: int, config: ResNetConfig, rng: np.random.Generator):
         norm = config.norm
         self.conv1 = ConvNorm(channels, filters, 3, norm, stride=stride, rng=rng)
-        self.conv2 = ConvNorm(filters, filters, 3, norm, relu=False, rng=rng)
+        self.conv2 = ConvNorm(filters, filters, 3, norm, rng=rng)
         self.shortcut = _shortcut(channels, filters, stride, norm, rng)
 
     def __call__(self, x: Tensor) -> Tensor:
         """(N, H, W, C) -> (N, P, Q, F)."""
-        y = self.conv2(self.conv1(x))
-        return add_relu(y, x if self.shortcut is None else self.shortcut(x))
+        return self.conv2(self.conv1(x), shortcut=x if self.shortcut is None else self.shortcut(x))
 
 
 class Bottleneck(Module):
@@ -109,13 +108,12 @@ class Bottleneck(Module):
         first, second = (stride, 1) if config.stride_in_1x1 else (1, stride)
         self.conv1 = ConvNorm(channels, inner, 1, norm, stride=first, rng=rng)
         self.conv2 = ConvNorm(inner, inner, 3, norm, stride=second, groups=config.groups, rng=rng)
-        self.conv3 = ConvNorm(inner, filters, 1, norm, relu=False, rng=rng)
+        self.conv3 = ConvNorm(inner, filters, 1, norm, rng=rng)
         self.shortcut = _shortcut(channels, filters, stride, norm, rng)
 
     def __call__(self, x: Tensor) -> Tensor:
         """(N, H, W, C) -> (N, P, Q, 4 * width)."""
-        y = self.conv3(self.conv2(self.conv1(x)))
-        return add_relu(y, x if self.shortcut is None else self.shortcut(x))
+        return self.conv3(self.conv2(self.conv1(x)), shortcut=x if self.shortcut is None else self.shortcut(x))
 
 
 def _shortcut(channels: int, filters: int, stride: int, norm: Norm, rng: np.random.Generator) -> ConvNorm | None:

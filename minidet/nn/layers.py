@@ -10,7 +10,7 @@ from minidet.autograd import Tensor, recording
 from minidet.kernels.precision import sums_in
 from minidet.nn.initialize import Initializer, kaiming_normal_fan_out
 from minidet.nn.module import Module
-from minidet.ops import astype, batch_norm, batch_norm_training, conv2d, conv2d_levels, group_norm
+from minidet.ops import add_relu, astype, batch_norm, batch_norm_training, conv2d, conv2d_levels, group_norm
 from minidet.ops import relu as rectify
 
 Maps = tuple[tuple[int, int], ...]
@@ -46,10 +46,10 @@ class Conv2d(Module):
 
     def __call__(self, x: Tensor, maps: Maps | None = None) -> Tensor:
         """(N, H, W, C) -> (N, P, Q, F); or, level by level, (N, S, C) with its `maps` -> (N, S, F)."""
-        return self.fused(x, maps, self.bias, None, False)
+        return self.fused(x, maps, self.bias)
 
-    def fused(self, x: Tensor, maps: Maps | None, bias: Tensor | None, scale, relu: bool) -> Tensor:
-        """relu(scale * (weight * x) + bias), with a bias that may not be the layer's own."""
+    def fused(self, x: Tensor, maps: Maps | None, bias: Tensor | None, **end) -> Tensor:
+        """With a bias that may not be the layer's own, and `scale`, `shortcut` and `relu` as `conv2d` has them."""
         if maps is not None:
             same = self.weight.shape[1] // 2
             if (self.stride, self.padding, self.dilation, self.groups) != (1, same, 1, 1):
@@ -57,18 +57,9 @@ class Conv2d(Module):
                     "Conv2d: on a pyramid it keeps every level's size, with one group, but has "
                     f"stride={self.stride}, padding={self.padding}, dilation={self.dilation}, groups={self.groups}"
                 )
-            return conv2d_levels(x, maps, self.weight, bias, scale=scale, relu=relu)
-        return conv2d(
-            x,
-            self.weight,
-            bias,
-            stride=self.stride,
-            padding=self.padding,
-            dilation=self.dilation,
-            groups=self.groups,
-            scale=scale,
-            relu=relu,
-        )
+            return conv2d_levels(x, maps, self.weight, bias, **end)
+        shape = {"stride": self.stride, "padding": self.padding, "dilation": self.dilation, "groups": self.groups}
+        return conv2d(x, self.weight, bias, **shape, **end)
 
 
 class BatchNorm2d(Module):
@@ -190,10 +181,10 @@ class Norm:
 
 
 class ConvNorm(Module):
-    """Convolution, normalization, rectifier: y = relu(norm(conv(x))).
+    """Convolution, normalization, rectifier: y = relu(norm(conv(x))), or y = relu(norm(conv(x)) + shortcut).
 
-    The only place that fuses: with a frozen norm, or none, all three are one `conv2d`; other norms take in the
-    rectifier.  The convolution has a bias only if no norm follows, which would undo it.
+    The only place that fuses: with a frozen norm, or none, all of it is one `conv2d`; other norms take in the
+    rectifier, unless there is a shortcut.  The convolution has a bias only if no norm follows, which would undo it.
     """
 
     def __init__(self, channels: int, filters: int, size: int, norm: Norm, *, relu: bool = True, **conv):
@@ -201,11 +192,14 @@ class ConvNorm(Module):
         self.conv = Conv2d(channels, filters, size, bias=0.0 if self.norm is None else None, **conv)
         self.relu = relu
 
-    def __call__(self, x: Tensor, maps: Maps | None = None) -> Tensor:
+    def __call__(self, x: Tensor, maps: Maps | None = None, *, shortcut: Tensor | None = None) -> Tensor:
         """(N, H, W, C) -> (N, P, Q, F); or, level by level, (N, S, C) with its `maps` -> (N, S, F)."""
         if self.norm is None:
-            return self.conv.fused(x, maps, self.conv.bias, None, self.relu)
+            return self.conv.fused(x, maps, self.conv.bias, shortcut=shortcut, relu=self.relu)
         if isinstance(self.norm, FrozenBatchNorm2d):
             scale, offset = self.norm.affine(sums_in(x.data))
-            return self.conv.fused(x, maps, Tensor(offset), scale, self.relu)
-        return self.norm(self.conv(x, maps), maps, relu=self.relu)
+            return self.conv.fused(x, maps, Tensor(offset), scale=scale, shortcut=shortcut, relu=self.relu)
+        if shortcut is None:
+            return self.norm(self.conv(x, maps), maps, relu=self.relu)
+        y = self.norm(self.conv(x, maps), maps)
+        return add_relu(y, shortcut) if self.relu else y + shortcut

@@ -6,7 +6,7 @@ import numpy as np
 
 from minidet.autograd import Tensor, record, recording
 from minidet.backend import Array, namespace
-from minidet.kernels import column_sums, epilogue_gradient, scale_rows
+from minidet.kernels import column_sums, epilogue_gradient, rectify_gradient, scale_rows
 from minidet.kernels.convolution import (
     convolve,
     convolve_input_gradient,
@@ -28,12 +28,14 @@ def conv2d(
     dilation: Sizes = 1,
     groups: int = 1,
     scale: Array | None = None,
+    shortcut: Tensor | None = None,
     relu: bool = False,
 ) -> Tensor:
     """Cross-correlate every image with every filter, as deep learning calls convolution.
 
     y[n, p, q, f] = act(scale[f] * sum_{i,j,c} weight[f, i, j, c] * x[n, p*stride + i*dilation - padding,
-                                                                   q*stride + j*dilation - padding, c] + bias[f])
+                                                                   q*stride + j*dilation - padding, c] + bias[f]
+                                           + shortcut[n, p, q, f])
 
     where act is the rectifier if `relu`, else the identity, and pixels outside of the map are 0.
 
@@ -42,12 +44,14 @@ def conv2d(
         weight: (F, k, l, C // groups)
         bias: (F,)
         scale: (F,), a constant: what a frozen batch norm multiplies by
+        shortcut: (N, P, Q, F), what a residual block adds
         returns: (N, P, Q, F) with P = (H + 2*padding - dilation*(k - 1) - 1) // stride + 1, Q likewise
     Backward:
         with g = dL/dy where y > 0 if `relu`, else dL/dy:
         dL/dbias    sums g over images and positions
         dL/dweight  correlates the input windows with scale * g
         dL/dx       spreads scale * g through the same weights, back to where each window was read
+        dL/dshortcut is g
     Raises:
         ValueError: if sizes do not fit together, or no window fits into the map.
     """
@@ -64,7 +68,7 @@ def conv2d(
             f"{(H, W)} with padding {geometry.padding}"
         )
     flat = xp.reshape(x.data, (N, H * W, C))
-    return _convolve("conv2d", x, flat, weight, bias, geometry, scale, relu, (N, P, Q, weight.shape[0]))
+    return _convolve("conv2d", x, flat, weight, bias, geometry, scale, shortcut, relu, (N, P, Q, weight.shape[0]))
 
 
 def conv2d_levels(
@@ -74,6 +78,7 @@ def conv2d_levels(
     bias: Tensor | None = None,
     *,
     scale: Array | None = None,
+    shortcut: Tensor | None = None,
     relu: bool = False,
 ) -> Tensor:
     """`conv2d` with stride 1 and "same" padding on every level of a pyramid, in one call.
@@ -83,6 +88,7 @@ def conv2d_levels(
     Shapes:
         x: (N, S, C), the levels' positions one after the other: S = sum of H_l * W_l
         weight: (F, k, l, C), k and l odd
+        shortcut: (N, S, F)
         returns: (N, S, F)
     Backward: as `conv2d`; dL/dweight and dL/dbias sum over levels.
     Raises:
@@ -95,16 +101,20 @@ def conv2d_levels(
     if k % 2 == 0 or l % 2 == 0:
         raise ValueError(f"conv2d_levels: 'same' padding needs odd filters, got {(k, l)}")
     shape = (*x.shape[:2], weight.shape[0])
-    return _convolve("conv2d_levels", x, x.data, weight, bias, geometry, scale, relu, shape)
+    return _convolve("conv2d_levels", x, x.data, weight, bias, geometry, scale, shortcut, relu, shape)
 
 
-def _convolve(op, x, flat, weight, bias, geometry, scale, relu, shape) -> Tensor:
+def _convolve(op, x, flat, weight, bias, geometry, scale, shortcut, relu, shape) -> Tensor:
     """The body of both ops; `flat` is x as (N, S, C) and `shape` the result's."""
     xp, old, C, F = x.xp, x.shape, flat.shape[2], weight.shape[0]
     if C != weight.shape[3] * geometry.groups or F % geometry.groups:
         raise ValueError(
             f"{op}: x has {C} channels, but weight {weight.shape} with groups={geometry.groups} expects "
             f"{weight.shape[3] * geometry.groups} (and filters that divide into the groups)"
+        )
+    if shortcut is not None and (shortcut.shape, shortcut.dtype) != (shape, x.dtype):
+        raise ValueError(
+            f"{op}: the result is {shape} in {x.dtype}, but the shortcut {shortcut.shape} in {shortcut.dtype}"
         )
     # Parameters stay float32; they compute in the dtype of the activations, and what is added to sums in theirs.
     wide = sums_in(x.data)
@@ -113,20 +123,24 @@ def _convolve(op, x, flat, weight, bias, geometry, scale, relu, shape) -> Tensor
     # at once, but made when it is needed.
     lasting = not (recording() and weight.requires_grad)
     filters, memo = _filters(weight, x.dtype, lasting)
-    y = convolve(flat, filters, offset, scale, relu, geometry, memo if lasting else {})
+    added = None if shortcut is None else xp.reshape(shortcut.data, (shape[0], -1, F))
+    y = convolve(flat, filters, offset, scale, added, relu, geometry, memo if lasting else {})
     needs_x, needs_weight = x.requires_grad, weight.requires_grad
     needs_bias = bias is not None and bias.requires_grad
+    needs_shortcut = shortcut is not None and shortcut.requires_grad
     kept = flat if needs_weight else None
     rectified = y if relu else None
 
     def backward(gy):
         g, back, back_memo, folded = xp.reshape(gy, (shape[0], -1, F)), filters, memo, False
-        if rectified is not None:
+        if rectified is not None and not needs_shortcut:
             g, gbias = epilogue_gradient(g, rectified, scale)
         else:
+            if rectified is not None:
+                g = rectify_gradient(g, rectified)
             gbias = column_sums(g) if needs_bias else None
             if folded := scale is not None:
-                # Scaling g would be a pass over a map; the weights are far smaller.
+                # Scaling g would be a pass over a map, which a shortcut needs unscaled; the weights are far smaller.
                 back, back_memo = _scaled(filters, scale, memo)
         gweight = gx = None
         if needs_weight:
@@ -134,10 +148,12 @@ def _convolve(op, x, flat, weight, bias, geometry, scale, relu, shape) -> Tensor
             gweight = scale_rows(gweight, scale) if folded else gweight
         if needs_x:
             gx = xp.reshape(convolve_input_gradient(g, back, geometry, back_memo), old)
-        return (gx, gweight) if bias is None else (gx, gweight, gbias if needs_bias else None)
+        gradients = (gx, gweight) if bias is None else (gx, gweight, gbias if needs_bias else None)
+        return gradients if added is None else (*gradients, xp.reshape(g, shape) if needs_shortcut else None)
 
-    inputs = (x, weight) if bias is None else (x, weight, bias)
-    return record(op, xp.reshape(y, shape), inputs, backward, geometry=geometry, fresh=True)
+    inputs = tuple(tensor for tensor in (x, weight, bias, shortcut) if tensor is not None)
+    # Without a rectifier the shortcut is handed the very gradient that came in.
+    return record(op, xp.reshape(y, shape), inputs, backward, geometry=geometry, fresh=added is None or relu)
 
 
 def _filters(weight: Tensor, dtype, lasting: bool) -> tuple[Array, dict]:

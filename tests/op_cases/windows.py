@@ -14,7 +14,9 @@ def pair(value) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else value
 
 
-def convolution(x, weight, bias=0.0, stride=1, padding=0, dilation=1, groups=1, scale=1.0, relu=False):
+def convolution(
+    x, weight, bias=0.0, stride=1, padding=0, dilation=1, groups=1, scale=1.0, shortcut=0.0, relu=False
+):
     """conv2d as its docstring writes it, an output at a time."""
     (down, right), (top, left), (far, wide) = pair(stride), pair(padding), pair(dilation)
     x = np.pad(x, ((0, 0), (top, top), (left, left), (0, 0)))
@@ -26,7 +28,7 @@ def convolution(x, weight, bias=0.0, stride=1, padding=0, dilation=1, groups=1, 
         rows, columns = p * down + far * np.arange(k), q * right + wide * np.arange(l)
         window = x[:, rows][:, :, columns][..., first : first + c]
         y[:, p, q, f] = (window * weight[f]).sum(axis=(1, 2, 3))
-    y = scale * y + bias
+    y = scale * y + bias + shortcut
     return np.maximum(y, 0) if relu else y
 
 
@@ -97,6 +99,25 @@ def conv2d(label: str, bias: bool = True) -> Case:
     return Case("conv2d", label if bias else f"{label}-no-bias", call, formula, clear_of_relu(shapes, formula))
 
 
+def joined(label: str, shape, bias: bool, **more) -> Case:
+    """conv2d with a shortcut, the last array; or with x itself as one, if it has no shape of its own."""
+    x, weight, how = CONVOLUTIONS[label]
+    how = how | more
+
+    def call(x, weight, *rest):
+        scale = like(x, how["scale"]) if "scale" in how else None
+        shortcut = rest[-1] if shape else x
+        return ops.conv2d(x, weight, rest[0] if bias else None, **how | {"scale": scale, "shortcut": shortcut})
+
+    def formula(x, weight, *rest, **changes):
+        shortcut = rest[-1] if shape else x
+        return convolution(x, weight, rest[0] if bias else 0.0, **how | {"shortcut": shortcut} | changes)
+
+    shapes = [s for s in (x, weight, weight[:1] if bias else None, shape) if s]
+    name = f"{label}-shortcut-{'own' if shape else 'x'}{'-bias' if bias else ''}{'-relu' if 'relu' in more else ''}"
+    return Case("conv2d", name, call, formula, clear_of_relu(shapes, formula))
+
+
 def conv2d_levels(maps, size, C, **how) -> Case:
     def call(x, weight, bias):
         scale = like(x, how["scale"]) if "scale" in how else None
@@ -138,6 +159,13 @@ CASES = [
     conv2d("3x3", bias=False),
     conv2d("scale-relu", bias=False),
     conv2d("depthwise", bias=False),
+    joined("3x3", (2, 4, 3, 2), bias=True),
+    joined("3x3", (2, 4, 3, 2), bias=True, relu=True),
+    joined("3x3", None, bias=False),
+    joined("3x3", None, bias=False, relu=True),
+    joined("scale", (1, 3, 4, 4), bias=True, relu=True),
+    joined("scale", (1, 3, 4, 4), bias=False),
+    joined("depthwise", (1, 2, 2, 6), bias=True, relu=True),
     conv2d_levels(((3, 2),), (3, 3), 1),
     conv2d_levels(((1, 1), (1, 1)), (3, 3), 1),
     conv2d_levels(THREE_LEVELS, (1, 1), 2),

@@ -23,7 +23,7 @@ def accepts(geometry: Geometry) -> bool:
     return geometry.groups == 1
 
 
-def convolve(x, weight, bias, scale, relu: bool, geometry: Geometry, memo: dict):
+def convolve(x, weight, bias, scale, shortcut, relu: bool, geometry: Geometry, memo: dict):
     """`definition.convolve`, block by block."""
     N, F = x.shape[0], weight.shape[0]
     filters = weight.reshape(F, -1).T
@@ -36,6 +36,8 @@ def convolve(x, weight, bias, scale, relu: bool, geometry: Geometry, memo: dict)
             block *= scale
         if bias is not None:
             block += bias
+        if shortcut is not None:
+            block += shortcut[images]
         if relu:
             np.maximum(block, 0, out=block)
     return y
@@ -51,7 +53,7 @@ def convolve_input_gradient(gy, weight, geometry: Geometry, memo: dict):
     # A map smaller than the window has no output at all, and nothing to grow back from.
     if geometry.stride == (1, 1) and min(back) >= 0 and spread.output_maps == geometry.maps:
         turned = weight[:, ::-1, ::-1, :].transpose(3, 1, 2, 0)  # (C, k, k, F)
-        return convolve(gy, np.ascontiguousarray(turned), None, None, False, spread, memo)
+        return convolve(gy, np.ascontiguousarray(turned), None, None, None, False, spread, memo)
     if geometry.size == (1, 1) and geometry.padding == (0, 0):
         return _spread_points(gy, weight, geometry)
     return definition.convolve_input_gradient(gy, weight, geometry, memo)

@@ -24,7 +24,7 @@ cpu.register(convolve, convolve_input_gradient, convolve_weight_gradient)
 gpu.register(convolve, convolve_input_gradient, convolve_weight_gradient)
 
 # On NumPy, one group: the same matrix products, a cache-sized block of rows at a time.
-convolve.faster_on("numpy", "blocked", when=lambda *a: blocked.accepts(a[5]))(blocked.convolve)
+convolve.faster_on("numpy", "blocked", when=lambda *a: blocked.accepts(a[6]))(blocked.convolve)
 convolve_input_gradient.faster_on("numpy", "blocked", when=lambda *a: blocked.accepts(a[2]))(
     blocked.convolve_input_gradient
 )

@@ -11,11 +11,12 @@ from minidet.kernels.convolution.geometry import Geometry
 from minidet.kernels.windows import gather_windows, scatter_windows
 
 
-def convolve(x, weight, bias, scale, relu: bool, geometry: Geometry, memo: dict):
-    """Cross-correlate every level with every filter, then scale, add the bias and rectify.
+def convolve(x, weight, bias, scale, shortcut, relu: bool, geometry: Geometry, memo: dict):
+    """Cross-correlate every level with every filter, then scale, add bias and shortcut, and rectify.
 
     y[n, p, q, f] = act(scale[f] * sum_{i,j,c} weight[f, i, j, c] * x[n, p*stride + i*dilation - padding,
-                                                                   q*stride + j*dilation - padding, c] + bias[f])
+                                                                   q*stride + j*dilation - padding, c] + bias[f]
+                              + shortcut[n, p, q, f])
 
     with zeros outside of the map, and with groups > 1 the sum over c only over the filter's own group.
 
@@ -24,6 +25,7 @@ def convolve(x, weight, bias, scale, relu: bool, geometry: Geometry, memo: dict)
         weight: (F, k, k, C // groups)
         bias: (F,) or None
         scale: (F,) or None for 1
+        shortcut: (N, S', F) or None for 0
         returns: (N, S', F), S' = geometry.output_pixels
     """
     xp = backend.namespace(x)
@@ -39,6 +41,8 @@ def convolve(x, weight, bias, scale, relu: bool, geometry: Geometry, memo: dict)
         y = y * scale
     if bias is not None:
         y = y + bias
+    if shortcut is not None:
+        y = y + shortcut
     return xp.maximum(y, xp.zeros_like(y)) if relu else y
 
 

@@ -16,17 +16,23 @@ from minidet.kernels.convolution.cpu.plan import Plan
 from minidet.kernels.convolution.cpu.scratch import aligned
 from minidet.kernels.parallel import parallel
 
+NOTHING = np.zeros(0, dtype=np.float32)
+"""The shortcut of a convolution that has none: compiled code takes an array of one kind."""
+
 GROUP = 8
 """Tiles that one work unit runs through a panel of weights before it turns to the next panel."""
 
 
-def gathered_product(x, plan: Plan, panels, outputs: int, *, depth: int, scale=None, bias=None, relu=False):
-    """y[target] = act(bias + scale * sum over taps of x[source] @ w[tap]), for every tile of the plan.
+def gathered_product(
+    x, plan: Plan, panels, outputs: int, depth: int, scale=None, bias=None, shortcut=NOTHING, relu=False
+):
+    """y[target] = act(bias + shortcut[target] + scale * sum over taps of x[source] @ w[tap]), tile by tile of the plan.
 
     Shapes:
         x: (N, S, C), of whose pixels `depth` numbers are read
         panels: as `panels.packed` makes them
         scale, bias: (outputs,) or None
+        shortcut: (N * S' * outputs,), or empty for none
         returns: (N, S', outputs)
     """
     N, _, C = x.shape
@@ -39,7 +45,7 @@ def gathered_product(x, plan: Plan, panels, outputs: int, *, depth: int, scale=N
     _unit(
         units, units, tiles, x.reshape(-1), C, depth, np.zeros(depth, dtype=np.float32),
         plan.tiles, plan.sources, plan.targets.reshape(-1), plan.read, plan.written,
-        panels, len(plan.order), y.reshape(-1), outputs, epilogue, floor,
+        panels, len(plan.order), y.reshape(-1), shortcut, outputs, epilogue, floor,
     )  # fmt: skip
     return y
 
@@ -56,7 +62,7 @@ def epilogue_of(outputs: int, scale, bias):
 @parallel
 def _unit(
     unit, units, tiles, x, pitch, depth, zeros, table, sources, targets, read, written,
-    panels, taps, y, outputs, epilogue, floor,
+    panels, taps, y, shortcut, outputs, epilogue, floor,
 ):  # fmt: skip
     """Some neighbouring tiles, panel by panel."""
     first, last = unit * tiles // units, (unit + 1) * tiles // units
@@ -69,5 +75,5 @@ def _unit(
             panel = (column * taps + tap * vectors * LANES) * depth
             multiply_rows(
                 vectors, x, pitch, zeros, sources, source, repeat * read, used, depth, panels, panel,
-                y, outputs, targets, tile * ROWS, repeat * written, column, valid, epilogue, floor,
+                y, shortcut, outputs, targets, tile * ROWS, repeat * written, column, valid, epilogue, floor,
             )  # fmt: skip

@@ -32,6 +32,18 @@ class Emitter:
         """Element `offset` of that array of small integers, as an index."""
         return self.builder.sext(self.builder.load(self.pointer(argument, offset)), ir.IntType(64))
 
+    def if_any(self, argument: int, write) -> None:
+        """write(True) where that array argument has elements, write(False) where it is empty or None."""
+        if isinstance(self.types[argument], types.NoneType):
+            write(False)
+            return
+        some = self.builder.icmp_signed(">", self._array(argument).nitems, self.index(0))
+        with self.builder.if_else(some) as (then, otherwise):
+            with then:
+                write(True)
+            with otherwise:
+                write(False)
+
     def epilogue(self, argument: int, column):
         """Where the scales and the shifts of the columns from `column` on are: halves of that array."""
         scales = self.pointer(argument, column)
@@ -70,9 +82,9 @@ class Emitter:
         """Write the v-th vector behind `pointer`."""
         self.builder.store(value, self._vectors(pointer, v), align=4)
 
-    def load_some(self, pointer, valid):
-        """The vector behind `pointer`, its lanes from `valid` on as zeros that are not read."""
-        vector, mask = self._vectors(pointer, 0), self._below(valid, 0)
+    def load_some(self, pointer, valid, v: int = 0):
+        """The v-th vector behind `pointer`, its lanes from column `valid` on as zeros that are not read."""
+        vector, mask = self._vectors(pointer, v), self._below(valid, v * self.lanes)
         align = ir.Constant(ir.IntType(32), 4)
         kind = ir.FunctionType(self.vector, [vector.type, align.type, mask.type, self.vector])
         name = f"llvm.masked.load.v{self.lanes}f32.p0"

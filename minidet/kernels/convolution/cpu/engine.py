@@ -18,7 +18,7 @@ import numba
 import numpy as np
 
 from minidet.kernels.convolution.cpu import winograd
-from minidet.kernels.convolution.cpu.direct import gathered_product
+from minidet.kernels.convolution.cpu.direct import NOTHING, gathered_product
 from minidet.kernels.convolution.cpu.filters import transformed
 from minidet.kernels.convolution.cpu.panels import packed, padded
 from minidet.kernels.convolution.cpu.plan import forward_plan, input_gradient_plan
@@ -37,7 +37,7 @@ def register(convolve: Kernel, input_gradient: Kernel, weight_gradient: Kernel) 
     for side in (4, 2):
         version = f"winograd{side}"
         convolve.faster_on(
-            "numpy", version, when=lambda x, w, bias, scale, relu, g, memo, side=side: winograd_accepts(x, w, g, side)
+            "numpy", version, when=lambda x, w, *rest, side=side: winograd_accepts(x, w, rest[-2], side)
         )(partial(winograd_forward, side=side))
         input_gradient.faster_on(
             "numpy", version, when=lambda gy, w, g, memo, side=side: winograd_gradient_accepts(gy, w, g, side)
@@ -46,10 +46,10 @@ def register(convolve: Kernel, input_gradient: Kernel, weight_gradient: Kernel) 
             "numpy", version, when=lambda x, gy, g, side=side: winograd_weight_gradient_accepts(x, gy, g, side)
         )(partial(winograd_weight_gradient, side=side))
     convolve.faster_on(
-        "numpy", "direct", when=lambda x, weight, bias, scale, relu, g, memo: direct_accepts(x, weight, g)
+        "numpy", "direct", when=lambda x, weight, *rest: direct_accepts(x, weight, rest[-2])
     )(direct)
     convolve.faster_on(
-        "numpy", "stem", when=lambda x, weight, bias, scale, relu, g, memo: stem_accepts(x, weight, g)
+        "numpy", "stem", when=lambda x, weight, *rest: stem_accepts(x, weight, rest[-2])
     )(stem)
     input_gradient.faster_on(
         "numpy", "direct", when=lambda gy, weight, g, memo: direct_accepts(gy, weight, g)
@@ -57,7 +57,7 @@ def register(convolve: Kernel, input_gradient: Kernel, weight_gradient: Kernel) 
     weight_gradient.faster_on("numpy", "direct", when=weight_gradient_accepts)(direct_weight_gradient)
     weight_gradient.faster_on("numpy", "stem", when=stem_accepts)(stem_weight_gradient)
     convolve.faster_on(
-        "numpy", "grouped", when=lambda x, weight, bias, scale, relu, g, memo: grouped_accepts(x, weight, g)
+        "numpy", "grouped", when=lambda x, weight, *rest: grouped_accepts(x, weight, rest[-2])
     )(grouped)
     input_gradient.faster_on(
         "numpy", "grouped", when=lambda gy, weight, g, memo: grouped_accepts(gy, weight, g)
@@ -88,12 +88,12 @@ def winograd_weight_gradient_accepts(x, gy, geometry: Geometry, side: int) -> bo
     )
 
 
-def winograd_forward(x, weight, bias, scale, relu: bool, geometry: Geometry, memo: dict, *, side: int):
+def winograd_forward(x, weight, bias, scale, shortcut, relu: bool, geometry: Geometry, memo: dict, *, side: int):
     """`definition.convolve` of 3x3 filters at stride 1."""
     plan = winograd.tiling(geometry, x.shape[0], side)
     panels = transformed(_ready(weight), side, memo, transposed=False)
-    sizes = geometry.output_pixels, weight.shape[0]
-    return winograd.tiled_product(_ready(x), plan, panels, *sizes, scale=scale, bias=bias, relu=relu)
+    sizes, ends = (geometry.output_pixels, weight.shape[0]), (scale, bias, _added(shortcut), relu)
+    return winograd.tiled_product(_ready(x), plan, panels, *sizes, *ends)
 
 
 def winograd_input_gradient(gy, weight, geometry: Geometry, memo: dict, *, side: int):
@@ -118,20 +118,19 @@ def weight_gradient_accepts(x, gy, geometry: Geometry) -> bool:
     return _plain(x, gy, geometry) and min(x.shape[2], gy.shape[2]) >= LEAST_CHANNELS
 
 
-def direct(x, weight, bias, scale, relu: bool, geometry: Geometry, memo: dict):
+def direct(x, weight, bias, scale, shortcut, relu: bool, geometry: Geometry, memo: dict):
     """`definition.convolve`."""
     plan = forward_plan(geometry, x.shape[0])
     panels = packed(_taps(weight), plan.order, memo, transposed=False)
-    return gathered_product(
-        _ready(x), plan, panels, weight.shape[0], depth=weight.shape[3], scale=scale, bias=bias, relu=relu
-    )
+    sizes, ends = (weight.shape[0], weight.shape[3]), (scale, bias, _added(shortcut), relu)
+    return gathered_product(_ready(x), plan, panels, *sizes, *ends)
 
 
 def direct_input_gradient(gy, weight, geometry: Geometry, memo: dict):
     """`definition.convolve_input_gradient`: the same product over the table of who read whom."""
     plan = input_gradient_plan(geometry, gy.shape[0])
     panels = packed(_taps(weight), plan.order, memo, transposed=True)
-    return gathered_product(_ready(gy), plan, panels, weight.shape[3], depth=weight.shape[0])
+    return gathered_product(_ready(gy), plan, panels, weight.shape[3], weight.shape[0])
 
 
 def direct_weight_gradient(x, gy, geometry: Geometry):
@@ -146,15 +145,13 @@ def stem_accepts(x, other, geometry: Geometry) -> bool:
     return _plain(x, other, geometry) and x.shape[2] < LEAST_CHANNELS and geometry.dilation[1] == 1
 
 
-def stem(x, weight, bias, scale, relu: bool, geometry: Geometry, memo: dict):
+def stem(x, weight, bias, scale, shortcut, relu: bool, geometry: Geometry, memo: dict):
     """`definition.convolve` over few channels."""
     plan = row_plan(geometry, x.shape[0])
     F, k = weight.shape[:2]
     panels = packed(_ready(weight).reshape(F, k, -1), plan.order, memo, transposed=False)
-    depth = weight.shape[2] * weight.shape[3]
-    return gathered_product(
-        padded_maps(_ready(x), geometry), plan, panels, F, depth=depth, scale=scale, bias=bias, relu=relu
-    )
+    sizes, ends = (F, weight.shape[2] * weight.shape[3]), (scale, bias, _added(shortcut), relu)
+    return gathered_product(padded_maps(_ready(x), geometry), plan, panels, *sizes, *ends)
 
 
 def stem_weight_gradient(x, gy, geometry: Geometry):
@@ -180,14 +177,14 @@ def grouped_weight_gradient_accepts(x, gy, geometry: Geometry) -> bool:
     return groups > 1 and _plain(x, gy, replace(geometry, groups=1)) and least >= LEAST_CHANNELS
 
 
-def grouped(x, weight, bias, scale, relu: bool, geometry: Geometry, memo: dict):
+def grouped(x, weight, bias, scale, shortcut, relu: bool, geometry: Geometry, memo: dict):
     """`definition.convolve` with groups: each is a convolution by itself."""
     one, groups = replace(geometry, groups=1), geometry.groups
     filters = _share(weight.shape[0], groups)
-    parts = [
-        direct(x[..., c], weight[f], _part(bias, f), _part(scale, f), relu, one, memo.setdefault(("group", i), {}))
-        for i, (c, f) in enumerate(zip(_share(x.shape[2], groups), filters, strict=True))
-    ]
+    parts = []
+    for i, (c, f) in enumerate(zip(_share(x.shape[2], groups), filters, strict=True)):
+        ends = _part(bias, f), _part(scale, f), None if shortcut is None else shortcut[..., f], relu
+        parts.append(direct(x[..., c], weight[f], *ends, one, memo.setdefault(("group", i), {})))
     return np.concatenate(parts, axis=2)
 
 
@@ -233,6 +230,11 @@ def _taps(weight):
     """(F, k, k, C) -> (F, taps, C)."""
     F, k, l, C = weight.shape  # noqa: E741
     return _ready(weight).reshape(F, k * l, C)
+
+
+def _added(shortcut):
+    """The shortcut, flat."""
+    return NOTHING if shortcut is None else _ready(shortcut).reshape(-1)
 
 
 def _ready(array):

@@ -23,28 +23,28 @@ from minidet.kernels.convolution.cpu.lanes import FILTERS, LANES, PAIR, ROWS, VE
 @intrinsic(prefer_literal=True)
 def multiply_tile(
     typing, x, pitch, zeros, sources, source, shift, taps, depth, panels, panel,
-    y, y_pitch, targets, target, y_shift, column, valid, epilogue, floor, rows, vectors,
+    y, shortcut, y_pitch, targets, target, y_shift, column, valid, epilogue, floor, rows, vectors,
 ):  # fmt: skip
     """One tile of a convolution: gather, multiply, add up, finish, store.
 
-    y[pixel(m), column + j] = max(floor, add[j] + scale[j] *
+    y[pixel(m), column + j] = max(floor, shortcut[pixel(m), column + j] + add[j] + scale[j] *
         sum_{t < taps, k < depth} x[pixel(t, m), k] * panels[panel + (t*depth + k)*width + j])
 
     for m < rows and j < valid, with width = vectors * LANES.  Pixels are `pitch` and `y_pitch` numbers
     apart: pixel(t, m) = shift + sources[source + t*rows + m], or a row of `zeros` where that source is
     negative, and pixel(m) = y_shift + targets[target + m].  `scale` and `add` are the two halves of
-    `epilogue`, from `column` on.  NaN stays NaN.
+    `epilogue`, from `column` on.  A shortcut that is empty, or None, adds nothing.  NaN stays NaN.
     """
     signature = types.void(
         x, INDEX, zeros, sources, INDEX, INDEX, INDEX, INDEX, panels, INDEX,
-        y, INDEX, targets, INDEX, INDEX, INDEX, INDEX, epilogue, types.float32, rows, vectors,
+        y, shortcut, INDEX, targets, INDEX, INDEX, INDEX, INDEX, epilogue, types.float32, rows, vectors,
     )  # fmt: skip
     rows, vectors = literal(rows), literal(vectors)
 
     def generate(context, builder, signature, args):
         emit = Emitter(context, builder, signature, args)
         _, pitch, _, _, source, shift, taps, depth, _, panel = args[:10]
-        _, y_pitch, _, target, y_shift, column, valid, _, floor, _, _ = args[10:]
+        _, _, y_pitch, _, target, y_shift, column, valid, _, floor, _, _ = args[10:]
         sums = [[emit.variable() for _ in range(vectors)] for _ in range(rows)]
         width = emit.index(vectors * LANES)
         nothing = emit.pointer(2, emit.index(0))
@@ -64,13 +64,20 @@ def multiply_tile(
 
             emit.repeat(depth, multiply)
         low = emit.broadcast(floor)
-        scales, adds = emit.epilogue(17, column)
-        for m, row in enumerate(sums):
-            pixel = builder.add(emit.number(12, builder.add(target, emit.index(m))), y_shift)
-            place = emit.pointer(10, builder.add(builder.mul(pixel, y_pitch), column))
-            for v, total in enumerate(row):
-                scale, add = emit.load(scales, v), emit.load(adds, v)
-                emit.store_some(emit.finish(builder.load(total), scale, add, low), place, v, valid)
+        scales, adds = emit.epilogue(18, column)
+
+        def finish(joined: bool) -> None:
+            for m, row in enumerate(sums):
+                pixel = builder.add(emit.number(13, builder.add(target, emit.index(m))), y_shift)
+                place = builder.add(builder.mul(pixel, y_pitch), column)
+                for v, total in enumerate(row):
+                    scale, add = emit.load(scales, v), emit.load(adds, v)
+                    if joined:
+                        add = builder.fadd(add, emit.load_some(emit.pointer(11, place), valid, v))
+                    value = emit.finish(builder.load(total), scale, add, low)
+                    emit.store_some(value, emit.pointer(10, place), v, valid)
+
+        emit.if_any(11, finish)
         return context.get_dummy_value()
 
     return signature, generate
@@ -79,28 +86,28 @@ def multiply_tile(
 @njit(forceinline=True)
 def multiply_rows(
     vectors, x, pitch, zeros, sources, source, shift, taps, depth, panels, panel,
-    y, y_pitch, targets, target, y_shift, column, valid, epilogue, floor,
+    y, shortcut, y_pitch, targets, target, y_shift, column, valid, epilogue, floor,
 ):  # fmt: skip
     """`multiply_tile` of ROWS rows and so many vectors, 1 to VECTORS."""
     if VECTORS > 3 and vectors == 4:
         multiply_tile(
             x, pitch, zeros, sources, source, shift, taps, depth, panels, panel,
-            y, y_pitch, targets, target, y_shift, column, valid, epilogue, floor, ROWS, 4,
+            y, shortcut, y_pitch, targets, target, y_shift, column, valid, epilogue, floor, ROWS, 4,
         )  # fmt: skip
     elif VECTORS > 2 and vectors == 3:
         multiply_tile(
             x, pitch, zeros, sources, source, shift, taps, depth, panels, panel,
-            y, y_pitch, targets, target, y_shift, column, valid, epilogue, floor, ROWS, 3,
+            y, shortcut, y_pitch, targets, target, y_shift, column, valid, epilogue, floor, ROWS, 3,
         )  # fmt: skip
     elif vectors == 2:
         multiply_tile(
             x, pitch, zeros, sources, source, shift, taps, depth, panels, panel,
-            y, y_pitch, targets, target, y_shift, column, valid, epilogue, floor, ROWS, 2,
+            y, shortcut, y_pitch, targets, target, y_shift, column, valid, epilogue, floor, ROWS, 2,
         )  # fmt: skip
     else:
         multiply_tile(
             x, pitch, zeros, sources, source, shift, taps, depth, panels, panel,
-            y, y_pitch, targets, target, y_shift, column, valid, epilogue, floor, ROWS, 1,
+            y, shortcut, y_pitch, targets, target, y_shift, column, valid, epilogue, floor, ROWS, 1,
         )  # fmt: skip
 
 

@@ -179,29 +179,32 @@ def transform_vectors(typing, x, start, pitch, channels, target, to, apart, room
 
 @intrinsic(prefer_literal=True)
 def scatter_outputs(
-    typing, m, start, apart, y, pitch, targets, target, begin, end, epilogue, floor, nowhere, which
+    typing, m, start, apart, y, shortcut, pitch, targets, target, begin, end, epilogue, floor, nowhere, which
 ):
     """One tile's outputs, columns begin to end of them, from its products at m[start + q*apart + column - begin].
 
-    y[targets[target + side*i + j], column] = max(floor, add + scale * (A' m A)[i, j]) for every pixel that is not
-    negative; the others go to `nowhere`, which has room for `end` numbers.  The epilogue is multiply_tile's.
+    y[targets[target + side*i + j], column] = max(floor, shortcut[the same place] + add + scale * (A' m A)[i, j]) for
+    every pixel that is not negative; the others go to `nowhere`, which has room for `end` numbers.  The epilogue and
+    the shortcut are multiply_tile's.
     """
     signature = types.void(
-        m, INDEX, INDEX, y, INDEX, targets, INDEX, INDEX, INDEX, epilogue, types.float32, nowhere, which
+        m, INDEX, INDEX, y, shortcut, INDEX, targets, INDEX, INDEX, INDEX, epilogue, types.float32, nowhere, which
     )
     reads, writes, transform = TRANSFORMS[literal(which)]
 
     def generate(context, builder, signature, args):
         emit = Emitter(context, builder, signature, args)
-        _, start, apart, _, pitch, _, target, begin, end, _, floor, _, _ = args
-        lost, places = emit.pointer(11, begin), []
+        _, start, apart, _, _, pitch, _, target, begin, end, _, floor, _, _ = args
+        lost, places, more = emit.pointer(12, begin), [], []
         for q in range(writes * writes):
-            pixel = emit.number(5, builder.add(target, emit.index(q)))
-            place = emit.pointer(3, builder.add(builder.mul(pixel, pitch), begin))
-            places.append(builder.select(builder.icmp_signed("<", pixel, emit.index(0)), lost, place))
+            pixel = emit.number(6, builder.add(target, emit.index(q)))
+            outside = builder.icmp_signed("<", pixel, emit.index(0))
+            place = builder.add(builder.mul(pixel, pitch), begin)
+            places.append(builder.select(outside, lost, emit.pointer(3, place)))
+            more.append(builder.select(outside, lost, emit.pointer(4, place)))
         low, wanted = emit.broadcast(floor), builder.sub(end, begin)
         many = builder.sdiv(builder.add(wanted, emit.index(LANES - 1)), emit.index(LANES))
-        scales, adds = emit.epilogue(9, begin)
+        scales, adds = emit.epilogue(10, begin)
         with cgutils.for_range(builder, many) as k:
             offset = builder.mul(k.index, emit.index(LANES))
             scale, add = (emit.load(builder.gep(values, [offset]), 0) for values in (scales, adds))
@@ -211,9 +214,17 @@ def scatter_outputs(
                 source = builder.gep(source, [apart])
             square = [vectors[reads * i : reads * (i + 1)] for i in range(reads)]
             results = [vector for row in both_ways(transform, square) for vector in row]
-            for vector, place in zip(results, places, strict=True):
-                value = emit.finish(vector.value, scale, add, low)
-                emit.store_masked(value, builder.gep(place, [offset]), builder.sub(wanted, offset))
+            valid = builder.sub(wanted, offset)
+
+            def finish(joined: bool) -> None:
+                for vector, place, other in zip(results, places, more, strict=True):
+                    added = add
+                    if joined:
+                        added = builder.fadd(add, emit.load_some(builder.gep(other, [offset]), valid))
+                    value = emit.finish(vector.value, scale, added, low)
+                    emit.store_masked(value, builder.gep(place, [offset]), valid)
+
+            emit.if_any(4, finish)
         return context.get_dummy_value()
 
     return signature, generate

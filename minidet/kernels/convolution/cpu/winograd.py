@@ -15,7 +15,7 @@ from functools import lru_cache
 import numpy as np
 from numba import get_num_threads, njit
 
-from minidet.kernels.convolution.cpu.direct import epilogue_of
+from minidet.kernels.convolution.cpu.direct import NOTHING, epilogue_of
 from minidet.kernels.convolution.cpu.lanes import LANES, PAIR, ROWS, WIDTH
 from minidet.kernels.convolution.cpu.microkernel import multiply_rows
 from minidet.kernels.convolution.cpu.panels import padded, vectors_of
@@ -112,11 +112,14 @@ def _every_image(pixels: np.ndarray, step: int, images: int) -> np.ndarray:
     return np.where(pixels == NOWHERE, NOWHERE, shifted).astype(np.int32).reshape(-1)
 
 
-def tiled_product(x, plan: Tiling, panels, pixels: int, outputs: int, *, scale=None, bias=None, relu=False):
-    """act(bias + scale * convolution) with `panels` of transformed weights (filters.py).
+def tiled_product(
+    x, plan: Tiling, panels, pixels: int, outputs: int, scale=None, bias=None, shortcut=NOTHING, relu=False
+):
+    """act(bias + shortcut + scale * convolution) with `panels` of transformed weights (filters.py).
 
     Shapes:
         x: (N, S, C)
+        shortcut: (N * pixels * outputs,), or empty for none
         returns: (N, pixels, outputs)
     """
     N, _, C = x.shape
@@ -132,7 +135,7 @@ def tiled_product(x, plan: Tiling, panels, pixels: int, outputs: int, *, scale=N
     inputs, products = scratch("inputs", units * block * step * pitch), scratch("products", units * block * step * span)
     _unit(
         units, units, plan.tiles, x.reshape(-1), C, np.zeros(padded(C), np.float32), plan.patches, plan.targets,
-        panels, y.reshape(-1), outputs, epilogue_of(outputs, scale, bias), epilogue_of(span, None, None),
+        panels, y.reshape(-1), shortcut, outputs, epilogue_of(outputs, scale, bias), epilogue_of(span, None, None),
         np.float32(0 if relu else -np.inf), inputs, pitch, products, step, block, span, plan.side,
     )  # fmt: skip
     return y
@@ -140,7 +143,7 @@ def tiled_product(x, plan: Tiling, panels, pixels: int, outputs: int, *, scale=N
 
 @parallel
 def _unit(
-    unit, units, tiles, x, C, zeros, patches, targets, panels, y, outputs, epilogue, neutral, floor,
+    unit, units, tiles, x, C, zeros, patches, targets, panels, y, shortcut, outputs, epilogue, neutral, floor,
     inputs, pitch, products, step, block, span, side,
 ):  # fmt: skip
     """A share of the tiles, a block at a time."""
@@ -162,13 +165,13 @@ def _unit(
                     panel = (column * many + q * vectors * LANES) * depth
                     for t in range(base + q, base + q + count * step, ROWS * step):
                         multiply_rows(
-                            vectors, inputs, pitch, zeros, rows, 0, t, 1, depth, panels, panel, products, span,
+                            vectors, inputs, pitch, zeros, rows, 0, t, 1, depth, panels, panel, products, None, span,
                             rows, 0, t, column - start, vectors * LANES, neutral, -np.float32(np.inf),
                         )  # fmt: skip
             for t in range(count):
                 _scatter(
-                    side, products, (base + t * step) * span, span, y, outputs, targets, first + t, start, stop,
-                    epilogue, floor, nowhere,
+                    side, products, (base + t * step) * span, span, y, shortcut, outputs, targets, first + t, start,
+                    stop, epilogue, floor, nowhere,
                 )  # fmt: skip
 
 
@@ -183,13 +186,15 @@ def gather(side, x, C, zeros, patches, tile, begin, end, target, to, vector, pan
 
 
 @njit
-def _scatter(side, products, start, apart, y, outputs, targets, tile, begin, end, epilogue, floor, nowhere):
+def _scatter(
+    side, products, start, apart, y, shortcut, outputs, targets, tile, begin, end, epilogue, floor, nowhere
+):
     first = tile * side * side
     if side == 4:
         scatter_outputs(
-            products, start, apart, y, outputs, targets, first, begin, end, epilogue, floor, nowhere, OUTPUT_4
+            products, start, apart, y, shortcut, outputs, targets, first, begin, end, epilogue, floor, nowhere, OUTPUT_4
         )
     else:
         scatter_outputs(
-            products, start, apart, y, outputs, targets, first, begin, end, epilogue, floor, nowhere, OUTPUT_2
+            products, start, apart, y, shortcut, outputs, targets, first, begin, end, epilogue, floor, nowhere, OUTPUT_2
         )

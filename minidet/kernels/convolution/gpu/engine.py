@@ -26,7 +26,7 @@ def register(convolve: Kernel, input_gradient: Kernel, weight_gradient: Kernel) 
         input_gradient.faster_on("cupy", name, when=backward, narrow=True)(version.convolve_input_gradient)
         weight_gradient.faster_on("cupy", name, when=of_weight, narrow=True)(version.convolve_weight_gradient)
     for kernel, run, at in (
-        (convolve, im2col.convolve, 5),
+        (convolve, im2col.convolve, 6),
         (input_gradient, im2col.convolve_input_gradient, 2),
         (weight_gradient, im2col.convolve_weight_gradient, 2),
     ):
@@ -36,9 +36,10 @@ def register(convolve: Kernel, input_gradient: Kernel, weight_gradient: Kernel) 
 def _rules(accepts):
     """`accepts(array, geometry, channels, filters)` as a question about the arguments of each kernel."""
 
-    def forward(x, weight, bias, scale, relu, geometry, memo):
+    def forward(x, weight, bias, scale, shortcut, relu, geometry, memo):
         single = all(a is None or a.dtype.itemsize <= 4 for a in (bias, scale))
-        return single and x.dtype == weight.dtype and accepts(x, geometry, x.shape[2], weight.shape[0])
+        alike = x.dtype == weight.dtype and (shortcut is None or x.dtype == shortcut.dtype)
+        return single and alike and accepts(x, geometry, x.shape[2], weight.shape[0])
 
     def backward(gy, weight, geometry, memo):
         return gy.dtype == weight.dtype and accepts(gy, geometry, weight.shape[3], gy.shape[2])

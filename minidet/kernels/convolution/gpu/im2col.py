@@ -17,7 +17,7 @@ def accepts(x, geometry: Geometry) -> bool:
     return geometry.groups == 1 and x.shape[0] * geometry.output_pixels > 0
 
 
-def convolve(x, weight, bias, scale, relu: bool, geometry: Geometry, memo: dict):
+def convolve(x, weight, bias, scale, shortcut, relu: bool, geometry: Geometry, memo: dict):
     """`definition.convolve`."""
     xp, N, F = backend.namespace(x), x.shape[0], weight.shape[0]
     filters = xp.matrix_transpose(xp.reshape(weight, (F, -1)))
@@ -27,6 +27,8 @@ def convolve(x, weight, bias, scale, relu: bool, geometry: Geometry, memo: dict)
         y = y * single(scale)
     if bias is not None:
         y = y + single(bias)
+    if shortcut is not None:
+        y = y + single(shortcut)
     y = xp.maximum(y, xp.zeros_like(y)) if relu else y
     return xp.astype(y, x.dtype, copy=False)
 
@@ -39,7 +41,7 @@ def convolve_input_gradient(gy, weight, geometry: Geometry, memo: dict):
     spread = geometry_of(geometry.output_maps, geometry.size, (1, 1), back, geometry.dilation)
     if geometry.stride == (1, 1) and min(back) >= 0 and spread.output_maps == geometry.maps:
         turned = xp.permute_dims(weight[:, ::-1, ::-1, :], (3, 1, 2, 0))  # (C, k, l, F)
-        return convolve(gy, turned, None, None, False, spread, memo)
+        return convolve(gy, turned, None, None, None, False, spread, memo)
     if geometry.size != (1, 1) or geometry.padding != (0, 0):
         return definition.convolve_input_gradient(gy, weight, geometry, memo)
     gx, (down, right) = xp.zeros((N, geometry.pixels, C), dtype=gy.dtype, device=gy.device), geometry.stride

@@ -69,7 +69,7 @@ __device__ __forceinline__ void multiply_add(float (&c)[4], const unsigned (&a)[
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// Two neighbours of the result.
+// Two neighbours of the result, and of what is added to it.
 __device__ __forceinline__ void store_pair(float* to, float first, float second) {
     *reinterpret_cast<float2*>(to) = make_float2(first, second);
 }
@@ -78,6 +78,18 @@ __device__ __forceinline__ void store_pair(Bfloat16* to, float first, float seco
     unsigned both;
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(second), "f"(first));
     *reinterpret_cast<unsigned*>(to) = both;
+}
+
+struct Pair { float first, second; };
+
+__device__ __forceinline__ Pair load_pair(const float* from) {
+    const float2 both = *reinterpret_cast<const float2*>(from);
+    return {both.x, both.y};
+}
+
+__device__ __forceinline__ Pair load_pair(const Bfloat16* from) {
+    const unsigned both = *reinterpret_cast<const unsigned*>(from);
+    return {__uint_as_float(both << 16), __uint_as_float(both & 0xffff0000u)};
 }
 
 #else
@@ -271,7 +283,7 @@ __device__ __forceinline__ void for_each_pair(const Sums& sums, Store store) {
         }
 }
 
-// ---- Forward, and the input gradient by another plan: y = act(scale * (weight * x) + bias). -----------------------
+// ---- Forward, and the input gradient by another plan: y = act(scale * (weight * x) + bias + shortcut).--------------------
 
 // Which piece of the windows and filters a thread copies: always the same 16 bytes of a slab, of two rows.
 template <class T>
@@ -311,8 +323,8 @@ struct Rows {
 };
 
 template <class T>
-__device__ __forceinline__ void convolve(const T* x, const T* weight, const float* scale, const float* bias, T* y,
-                                         const Plan* plan, int relu) {
+__device__ __forceinline__ void convolve(const T* x, const T* weight, const float* scale, const float* bias,
+                                         const T* shortcut, T* y, const Plan* plan, int relu) {
     const int tiles = (plan->filters + TILE - 1) / TILE;  // neighbouring blocks share their windows
     const int first_pixel = blockIdx.x / tiles * TILE, first_filter = blockIdx.x % tiles * TILE;
     const int length = plan->taps_down * plan->taps_right * plan->channels;
@@ -327,8 +339,13 @@ __device__ __forceinline__ void convolve(const T* x, const T* weight, const floa
         if (pixel >= plan->images * plan->output_pixels || filter >= plan->filters) return;
         if (scale) first *= scale[filter], second *= scale[filter + 1];
         if (bias) first += bias[filter], second += bias[filter + 1];
+        const long long place = static_cast<long long>(pixel) * plan->filters + filter;
+        if (shortcut) {
+            const Pair added = load_pair(shortcut + place);
+            first += added.first, second += added.second;
+        }
         if (relu) first = first < 0 ? 0 : first, second = second < 0 ? 0 : second;  // a NaN stays one
-        store_pair(y + static_cast<long long>(pixel) * plan->filters + filter, first, second);
+        store_pair(y + place, first, second);
     });
 }
 
@@ -389,8 +406,8 @@ __device__ __forceinline__ void correlate(const T* x, const T* gy, float* shares
 
 #define KERNELS(T, name)                                                                                             \
     extern "C" __global__ void __launch_bounds__(THREADS)                                                            \
-    convolve_##name(const T* x, const T* weight, const float* scale, const float* bias, T* y, const Plan* plan,      \
-                    int relu) { convolve<T>(x, weight, scale, bias, y, plan, relu); }                                \
+    convolve_##name(const T* x, const T* weight, const float* scale, const float* bias, const T* shortcut, T* y,     \
+                    const Plan* plan, int relu) { convolve<T>(x, weight, scale, bias, shortcut, y, plan, relu); }    \
     extern "C" __global__ void __launch_bounds__(THREADS)                                                            \
     correlate_##name(const T* x, const T* gy, float* shares, const Plan* plan, int share) {                          \
         correlate<T>(x, gy, shares, plan, share); }

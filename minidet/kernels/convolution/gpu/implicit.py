@@ -38,12 +38,12 @@ def accepts(x, geometry: Geometry, channels: int, filters: int) -> bool:
     )
 
 
-def convolve(x, weight, bias, scale, relu: bool, geometry: Geometry, memo: dict):
+def convolve(x, weight, bias, scale, shortcut, relu: bool, geometry: Geometry, memo: dict):
     """`definition.convolve`."""
     F = weight.shape[0]
     if "implicit" not in memo:
         memo["implicit"] = ready(_full(_full(weight, 3), 0))
-    y = _run(x, memo["implicit"], bias, scale, relu, geometry.output_pixels, forward_plan, geometry)
+    y = _run(x, memo["implicit"], bias, scale, shortcut, relu, geometry.output_pixels, forward_plan, geometry)
     return y if y.shape[2] == F else ready(y[:, :, :F])
 
 
@@ -53,7 +53,7 @@ def convolve_input_gradient(gy, weight, geometry: Geometry, memo: dict):
     if "implicit transposed" not in memo:  # a row per channel, along which the kernel sums over filters
         memo["implicit transposed"] = ready(xp.permute_dims(_full(_full(weight, 3), 0), (3, 1, 2, 0)))
     filters = memo["implicit transposed"]
-    gx = _run(gy, filters, None, None, False, geometry.pixels, input_gradient_plan, geometry)
+    gx = _run(gy, filters, None, None, None, False, geometry.pixels, input_gradient_plan, geometry)
     return gx if gx.shape[2] == C else ready(gx[:, :, :C])
 
 
@@ -76,12 +76,13 @@ def _correlated(x, gy, geometry: Geometry):
     return xp.sum(shares, axis=0) if shares.shape[0] > 1 else shares[0, ...]
 
 
-def _run(x, weight, bias, scale, relu: bool, pixels: int, make, geometry: Geometry):
+def _run(x, weight, bias, scale, shortcut, relu: bool, pixels: int, make, geometry: Geometry):
     """The forward kernel by the plan that `make` makes; the result has so many pixels."""
     x, N, F, C = _full(x, 2), x.shape[0], weight.shape[0], weight.shape[3]
     bias, scale = (a if a is None else ready(_full(single(a), 0)) for a in (bias, scale))
+    shortcut = None if shortcut is None else ready(_full(shortcut, 2))
     y = backend.namespace(x).empty((N, pixels, F), dtype=x.dtype, device=x.device)
-    args = (ready(x), weight, scale, bias, y, _plan(make, geometry, N, C, F, x), int(relu))
+    args = (ready(x), weight, scale, bias, shortcut, y, _plan(make, geometry, N, C, F, x), int(relu))
     blocks = -(-N * pixels // TILE) * -(-F // TILE)
     cuda.launch(FILE, f"convolve_{cuda.numbers(x)}", (blocks, 1), THREADS, SHARED_BYTES, args)
     return y

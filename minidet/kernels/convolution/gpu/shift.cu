@@ -12,6 +12,8 @@ __device__ __forceinline__ void narrow(float value, float& to) { to = value; }
 __device__ __forceinline__ void narrow(float value, Bfloat16& to) {
     asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(to.bits) : "f"(value));
 }
+__device__ __forceinline__ float widen(float number) { return number; }
+__device__ __forceinline__ float widen(Bfloat16 number) { return __uint_as_float(number.bits << 16); }
 #else
 #include "cuda_emulator.h"
 #endif
@@ -36,10 +38,10 @@ __device__ __forceinline__ void spread(const T* x, T* rim, Place at) {
     reinterpret_cast<Four<T>*>(rim)[id] = four;
 }
 
-// y[n, start + h * width + w] = act(scale * sums[(n * (height + 1) + h) * (width + 1) + w] + bias).
+// y[n, start + h * width + w] = act(scale * sums[(n * (height + 1) + h) * (width + 1) + w] + bias + shortcut).
 template <class T>
-__device__ __forceinline__ void collect(const float* sums, const float* scale, const float* bias, T* y, Place at,
-                                        int relu) {
+__device__ __forceinline__ void collect(const float* sums, const float* scale, const float* bias, const T* shortcut,
+                                        T* y, Place at, int relu) {
     const int quarter = at.channels / 4;
     const long long id = blockIdx.x * 256LL + threadIdx.x;
     if (id >= static_cast<long long>(at.images) * at.height * at.width * quarter) return;
@@ -47,14 +49,16 @@ __device__ __forceinline__ void collect(const float* sums, const float* scale, c
     const int w = cell % at.width, h = cell / at.width % at.height, n = cell / at.width / at.height;
     const long long row = (static_cast<long long>(n) * (at.height + 1) + h) * (at.width + 1) + w;
     const Four<float> four = reinterpret_cast<const Four<float>*>(sums)[row * quarter + piece];
-    Four<T> result;
+    const long long pixel = static_cast<long long>(n) * at.pixels + at.start + h * at.width + w;
+    Four<T> result, added{};
+    if (shortcut) added = reinterpret_cast<const Four<T>*>(shortcut)[pixel * quarter + piece];
     for (int i = 0; i < 4; ++i) {
         float value = four.at[i];
         if (scale) value *= scale[piece * 4 + i];
         if (bias) value += bias[piece * 4 + i];
+        if (shortcut) value += widen(added.at[i]);
         narrow(relu && value < 0 ? 0 : value, result.at[i]);  // a NaN stays one
     }
-    const long long pixel = static_cast<long long>(n) * at.pixels + at.start + h * at.width + w;
     reinterpret_cast<Four<T>*>(y)[pixel * quarter + piece] = result;
 }
 
@@ -62,8 +66,8 @@ __device__ __forceinline__ void collect(const float* sums, const float* scale, c
     extern "C" __global__ void __launch_bounds__(256) spread_##name(const T* x, T* rim, const Place* at) {           \
         spread<T>(x, rim, *at); }                                                                                    \
     extern "C" __global__ void __launch_bounds__(256) collect_##name(                                                \
-        const float* sums, const float* scale, const float* bias, T* y, const Place* at, int relu) {                 \
-        collect<T>(sums, scale, bias, y, *at, relu); }
+        const float* sums, const float* scale, const float* bias, const T* shortcut, T* y, const Place* at,          \
+        int relu) { collect<T>(sums, scale, bias, shortcut, y, *at, relu); }
 
 KERNELS(Bfloat16, bfloat16)
 KERNELS(float, float32)

@@ -44,12 +44,13 @@ def accepts(x, geometry: Geometry, channels: int, filters: int) -> bool:
     )
 
 
-def convolve(x, weight, bias, scale, relu: bool, geometry: Geometry, memo: dict):
+def convolve(x, weight, bias, scale, shortcut, relu: bool, geometry: Geometry, memo: dict):
     """`definition.convolve` of 3x3 filters."""
     N, S, C = x.shape
     F, xp = weight.shape[0], backend.namespace(x)
     y = xp.empty((N, S, F), dtype=x.dtype, device=x.device)
     x, weight, scale, bias = ready(x), ready(weight), single(scale), single(bias)
+    shortcut = None if shortcut is None else ready(shortcut)
     for map_, inside, _, _ in geometry.levels():
         rows = rows_of(map_, N, 3)
         rim = spread(x, map_, inside.start, rows)
@@ -59,7 +60,8 @@ def convolve(x, weight, bias, scale, relu: bool, geometry: Geometry, memo: dict)
             shape = rows // 3, F, 3 * C
             cuda.multiply(Stack(sums, 0, 3 * F, F), *products, shape, 3, b_transposed=True, add=i > 0)
         place = _place((N, *map_, F, S, inside.start, 0, rows), xp, cuda.device())
-        _launch(f"collect_{cuda.numbers(x)}", N * map_[0] * map_[1] * F, (sums, scale, bias, y, place, int(relu)))
+        finish = sums, scale, bias, shortcut, y, place, int(relu)
+        _launch(f"collect_{cuda.numbers(x)}", N * map_[0] * map_[1] * F, finish)
     return y
 
 
@@ -68,7 +70,7 @@ def convolve_input_gradient(gy, weight, geometry: Geometry, memo: dict):
     if "shift" not in memo:
         turned = backend.namespace(gy).permute_dims(weight[:, ::-1, ::-1, :], (3, 1, 2, 0))
         memo["shift"] = ready(turned)  # (C, 3, 3, F)
-    return convolve(gy, memo["shift"], None, None, False, geometry, {})
+    return convolve(gy, memo["shift"], None, None, None, False, geometry, {})
 
 
 def convolve_weight_gradient(x, gy, geometry: Geometry):
