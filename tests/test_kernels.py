@@ -180,6 +180,14 @@ def group_gradients(rng):
         yield x, gy, weight, statistics, 1e-5, rule[2], y if rule[-1] else None
 
 
+def norms(rng):
+    for dtype in (np.float32, np.float64):
+        for C in (1, 7, 64, 300):
+            weight, bias, mean = rng.normal(size=(3, C)).astype(dtype)
+            for eps in (0.0, 1e-5, 0.3):
+                yield weight, bias, mean, rng.uniform(0.01, 4, C).astype(dtype), eps
+
+
 def images(rng):
     for dtype in (np.float32, np.float64):
         levels = rng.normal(size=(256, 3)).astype(dtype)
@@ -200,6 +208,7 @@ CASES = {
     kernels.scatter_windows: patches,
     kernels.max_pool: pools,
     kernels.max_pool_gradient: pool_gradients,
+    kernels.norm_to_affine: norms,
     kernels.normalize_groups: groups,
     kernels.normalize_groups_gradient: group_gradients,
     kernels.rectify: numbers,

@@ -14,7 +14,7 @@ from op_cases import CASES
 from minidet import backend, kernels
 from minidet.autograd import Tensor
 from minidet.detection import CoderConfig, LossConfig, build_targets, image_weights, loss, postprocess
-from minidet.kernels import normalization, only
+from minidet.kernels import normalization_gpu, only
 from minidet.optim import SGD, AdamW, Optimizer, ParameterGroup
 
 TOLERANCE = {
@@ -111,8 +111,8 @@ def test_kernel_in_bfloat16(kernel, cupy, rng):
 def test_norms_share_out_their_sums(threads, shortest, shares, relu, cupy, rng, monkeypatch):
     """However many pixels a thread has, and however many sums: levels of one pixel, channels of one group."""
     for name, value in (("_THREADS", threads), ("_SHORTEST", shortest), ("_SHARES", shares)):
-        monkeypatch.setattr(normalization, name, value)
-    monkeypatch.setattr(normalization, "_plan", normalization._plan.__wrapped__)
+        monkeypatch.setattr(normalization_gpu, name, value)
+    monkeypatch.setattr(normalization_gpu, "_plan", normalization_gpu._plan.__wrapped__)
     maps = ((1, 1), (9, 7), (3, 2), (1, 1))
     for N, C, groups in ((3, 5, 5), (1, 6, 1), (2, 12, 4), (1, 1, 1), (2, 300, 50)):
         x, gy = np.swapaxes(rng.normal(2, 1, size=(2, 71, N, C)), 1, 2)  # not contiguous
@@ -258,6 +258,7 @@ def test_kernels_for_a_gpu_run_on_it(cupy):
         (kernels.best_matches, boxes, boxes),
         (kernels.rectify_sum, x, x),
         (kernels.epilogue_gradient, x, x, None),
+        (kernels.norm_to_affine, *[x[0, 0, :]] * 4, 1e-5),
         (kernels.normalize_groups, x, x[0, 0, :], x[0, 0, :], 2, 1e-5, ((40, 1),), True),
         (kernels.best_pairs, x[0, ...], 0.05, 10),
     ):

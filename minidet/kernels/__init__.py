@@ -1,11 +1,14 @@
 """Kernels: what the Array API standard lacks."""
 
-from minidet.kernels import compiler  # noqa: F401  first: it says where compiled code is kept
+from minidet.kernels import (
+    compiler,  # noqa: F401  first: it says where compiled code is kept
+    normalization_gpu,  # noqa: F401  adds versions for a GPU
+)
 from minidet.kernels.boxes import areas, best_matches, claimed_anchors, pairwise_iou
 from minidet.kernels.convolution import convolve, convolve_input_gradient, convolve_weight_gradient
 from minidet.kernels.focal import focal_loss, focal_terms
 from minidet.kernels.kernel import Kernel, only
-from minidet.kernels.normalization import normalize_groups, normalize_groups_gradient
+from minidet.kernels.normalization import norm_to_affine, normalize_groups, normalize_groups_gradient
 from minidet.kernels.pointwise import (
     column_sums,
     epilogue_gradient,
@@ -29,6 +32,7 @@ ALL = (
     convolve_weight_gradient,
     max_pool,
     max_pool_gradient,
+    norm_to_affine,
     normalize_groups,
     normalize_groups_gradient,
     rectify,
@@ -68,6 +72,7 @@ __all__ = [
     "max_pool",
     "max_pool_gradient",
     "nms",
+    "norm_to_affine",
     "normalize_groups",
     "normalize_groups_gradient",
     "only",

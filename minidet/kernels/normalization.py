@@ -1,20 +1,32 @@
-"""Group normalization of a pyramid: values, statistics, and the way back."""
+"""Group normalization of a pyramid, values, statistics and the way back; and what a norm with fixed statistics is."""
 
 from __future__ import annotations
 
 import math
 from functools import lru_cache
-from itertools import accumulate, pairwise
+from itertools import pairwise
 
 import numpy as np
+from numba import njit
 
 from minidet import backend
-from minidet.kernels import cuda
 from minidet.kernels.kernel import Kernel
 from minidet.kernels.parallel import parallel
-from minidet.kernels.precision import sums_in
 
 Maps = tuple[tuple[int, int], ...]
+
+
+@Kernel
+def norm_to_affine(weight, bias, mean, variance, eps: float):
+    """scale = weight / sqrt(variance + eps) and offset = bias - mean * scale: a norm with fixed statistics.
+
+    Shapes:
+        weight, bias, mean, variance: (C,)
+        returns: (2, C), scale and offset: norm(x) = scale * x + offset
+    """
+    xp = backend.namespace(weight)
+    scale = weight / xp.sqrt(variance + eps)
+    return xp.stack([scale, bias - mean * scale])
 
 
 @Kernel
@@ -95,6 +107,25 @@ def _places(maps: Maps) -> list[slice]:
 @lru_cache(maxsize=1024)
 def _starts(maps: Maps) -> np.ndarray:
     return np.array([0, *(place.stop for place in _places(maps))], dtype=np.int64)
+
+
+@norm_to_affine.faster_on("numpy", when=lambda weight, *rest: alike(weight, *rest[:3]))
+def _norm_to_affine_numba(weight, bias, mean, variance, eps: float):
+    affine = np.empty((2, len(weight)), weight.dtype)
+    _to_affine(weight, bias, mean, variance, weight.dtype.type(eps), affine)
+    return affine
+
+
+def alike(first, *others) -> bool:
+    """Whether arrays hold numbers of one type."""
+    return all(a.dtype == first.dtype for a in others)
+
+
+@njit(cache=True, error_model="numpy")
+def _to_affine(weight, bias, mean, variance, eps, affine):
+    for c in range(len(weight)):
+        affine[0, c] = weight[c] / np.sqrt(variance[c] + eps)
+        affine[1, c] = bias[c] - mean[c] * affine[0, c]
 
 
 @normalize_groups.faster_on("numpy")
@@ -222,65 +253,3 @@ def _normalize_image_gradient(n, x, gy, weight, mean, variance, eps, starts, y, 
             for c in range(C):
                 g = arriving[s, c] if values[s, c] > floor else zero
                 out[s, c] = along_gy[c] * g + along_x[c] * pixels[s, c] + constant[c]
-
-
-# On a GPU: normalization.cu says how the sums are shared out.
-
-_THREADS = 1 << 19  # enough for any GPU
-_SHORTEST = 16  # pixels of a run
-_SHARES = 64  # sums that one thread adds up in the end
-
-
-@normalize_groups.faster_on("cupy", when=lambda x, *_: x.size > 0, narrow=True)
-def _normalize_groups_cuda(x, weight, bias, groups: int, eps: float, maps: Maps, relu: bool):
-    xp, x, wide = backend.namespace(x), cuda.contiguous(x), sums_in(x)
-    weight, bias = (xp.astype(a, wide, copy=False) for a in (weight, bias))
-    start, sums = _runs(x, maps, groups, float(eps), int(relu))
-    y, statistics = xp.empty(x.shape, dtype=x.dtype), xp.empty((2, len(x), len(maps), groups), dtype=wide)
-    start("normalize", x, weight, bias, sums("moments", x), statistics, y)
-    return y, statistics
-
-
-@normalize_groups_gradient.faster_on("cupy", when=lambda x, gy, *_: x.size > 0 and x.dtype == gy.dtype, narrow=True)
-def _normalize_groups_gradient_cuda(x, gy, weight, statistics, eps: float, maps: Maps, y):
-    xp, x, gy, wide = backend.namespace(x), cuda.contiguous(x), cuda.contiguous(gy), sums_in(x)
-    weight, gx = xp.astype(weight, wide, copy=False), xp.empty(x.shape, dtype=x.dtype)
-    start, sums = _runs(x, maps, statistics.shape[3], float(eps), int(y is not None))
-    y = x if y is None else cuda.contiguous(y)
-    totals = sums("gradient_sums", x, gy, y, statistics)
-    start("gradient", x, gy, y, weight, statistics, totals, gx)
-    of_bias, of_weight = (xp.astype(xp.sum(total, axis=(0, 1)), wide) for total in (totals[0, ...], totals[1, ...]))
-    return gx, of_weight, of_bias
-
-
-def _runs(x, maps: Maps, groups: int, *rule):
-    """Two functions that run a kernel on all runs of pixels: as it is; and for its sums (2, N, L, C)."""
-    xp, (N, S, C), L, length = backend.namespace(x), x.shape, len(maps), max(_SHORTEST, -(-x.size // _THREADS))
-    plan, counts = _plan(maps, length, xp, int(x.device))
-    threads = N * sum(counts) * C
-
-    def start(name: str, *arrays):
-        sizes = plan, threads, L, S, C, groups, length
-        cuda.launch(__file__, name, threads, *arrays, *sizes, *rule, real=x.dtype)
-
-    def sums(name: str, *arrays):
-        totals = xp.empty((2, threads), dtype=xp.float64)
-        start(name, *arrays, totals)
-        bounds = plan[1, :]
-        for shares in (_SHARES, 1) if max(counts) > _SHARES else (1,):
-            parts, totals = totals, xp.empty((2, N, L * shares, C), dtype=xp.float64)
-            arguments = parts, totals, bounds, totals.size, L, shares, C
-            cuda.launch(__file__, "gather", totals.size, *arguments, real=x.dtype)
-            bounds = plan[2, :]
-        return totals
-
-    return start, sums
-
-
-@lru_cache(maxsize=4096)
-def _plan(maps: Maps, length: int, xp, device: int):
-    """Where levels begin: in pixels, in runs of `length`, and in shares; and how many runs each has."""
-    pixels = [math.prod(map_) for map_ in maps]
-    runs = [-(-count // length) for count in pixels]
-    rows = [[0, *accumulate(counts)] for counts in (pixels, runs, len(maps) * [_SHARES])]
-    return xp.asarray(np.array(rows, np.int64)), runs

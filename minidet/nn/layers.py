@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from minidet.autograd import Tensor, recording
+from minidet.kernels import norm_to_affine
 from minidet.kernels.precision import sums_in
 from minidet.nn.initialize import Initializer, kaiming_normal_fan_out
 from minidet.nn.module import Module
@@ -115,12 +116,10 @@ class FrozenBatchNorm2d(Module):
 
     def affine(self, dtype):
         """(scale, offset), both (C,), with norm(x) = scale * x + offset, computed in `dtype`."""
+        arrays = (self.weight, self.bias, self.running_mean, self.running_var)
         xp = Tensor(self.weight).xp
-        weight, bias, mean, variance = (
-            xp.astype(a, dtype, copy=False) for a in (self.weight, self.bias, self.running_mean, self.running_var)
-        )
-        scale = weight / xp.sqrt(variance + self.eps)
-        return scale, bias - mean * scale
+        affine = norm_to_affine(*(xp.astype(a, dtype, copy=False) for a in arrays), self.eps)
+        return affine[0, :], affine[1, :]
 
     def __call__(self, x: Tensor, maps: Maps | None = None) -> Tensor:
         """(N, ..., C) -> the same."""

@@ -1,4 +1,4 @@
-// Group normalization of a pyramid, and its gradient: normalization.py has the definitions.
+// Group normalization of a pyramid, its gradient, and a norm with fixed statistics: see normalization.py.
 //
 // A thread has a run of pixels in one channel of one level, so that neighbouring threads read neighbouring numbers.
 // Each adds up its run and `gather` adds up the runs, in double precision and in an order that only sizes decide.
@@ -124,4 +124,14 @@ extern "C" __global__ void gradient(const REAL *__restrict__ x, const REAL *__re
         Wide g = !relu || y[i] > 0 ? gy[i] : (REAL)0, n = (x[i] - mean) * scale;
         gx[i] = scale * (g * slope - (mean_g + n * mean_gn));
     }
+}
+
+extern "C" __global__ void to_affine(const Wide *weight, const Wide *bias, const Wide *mean, const Wide *variance,
+    Wide *affine, long long C, double eps)
+{
+    long long c = (long long)blockIdx.x * blockDim.x + threadIdx.x;
+    if (c >= C) return;
+    Wide scale = weight[c] / sqrt(variance[c] + (Wide)eps);
+    affine[c] = scale;
+    affine[C + c] = bias[c] - mean[c] * scale;
 }
