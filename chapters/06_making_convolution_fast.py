@@ -74,7 +74,7 @@ def one_thread(repeats):
     a, b, y = np.ones(ROWS * 128, np.float32), np.ones(128 * WIDTH, np.float32), np.empty(ROWS * WIDTH, np.float32)
     i, more, low = np.arange(ROWS).astype(np.int32), np.ones(2 * WIDTH, np.float32), np.float32(0)
     for _ in range(repeats):
-        multiply_tile(a, 128, a, i, 0, 0, 1, 128, b, 0, y, WIDTH, i, 0, 0, 0, WIDTH, more, low, ROWS, VECTORS)
+        multiply_tile(a, 128, a, i, 0, 0, 1, 128, b, 0, y, None, WIDTH, i, 0, 0, 0, WIDTH, more, low, ROWS, VECTORS)
 
 
 threads, repeats = get_num_threads(), 20_000
@@ -198,7 +198,7 @@ for version in (2, 4):
 # of an output.  F(4, 3) adds and subtracts numbers larger than the result, and loses a digit.
 
 # %%
-exact = convolve.textbook(flat.astype(float), weight.astype(float), None, None, False, geometry, {})
+exact = convolve.textbook(flat.astype(float), weight.astype(float), None, None, None, False, geometry, {})
 size = np.sqrt(9 * C * np.mean(x**2) * np.mean(weight**2))
 error = {way: np.abs(y.reshape(exact.shape) - exact).max() / size for way, y in found.items()}
 print(f"\n{'':20}{'billion/s':>10}{'of the roof':>13}{'error':>9}")

@@ -58,7 +58,7 @@ def relu(x: Tensor) -> Tensor:
 
 
 def add_relu(a: Tensor, b: Tensor) -> Tensor:
-    """Rectified sum, y = max(a + b, 0), element by element: how a residual block ends, in one pass.
+    """Rectified sum, y = max(a + b, 0), element by element, in one pass: the end of a residual block with a norm.
 
     Shapes: b: the shape of a; so has y.
     Backward: dL/da = dL/db = dL/dy where y > 0, else 0.

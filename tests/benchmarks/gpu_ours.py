@@ -129,7 +129,7 @@ class Measurements:
         x, gy = (numbers(xp, images, H * W, C, dtype=dtype_of(xp, precision), seed=s) for s in (0, 1))
         weight = numbers(xp, C, 3, 3, C, dtype=dtype_of(xp, precision), seed=2)
         directions = {
-            "forward": (convolution.convolve, lambda x, gy, w: (x, w, None, None, False, geometry, {})),
+            "forward": (convolution.convolve, lambda x, gy, w: (x, w, None, None, None, False, geometry, {})),
             "dX": (convolution.convolve_input_gradient, lambda x, gy, w: (gy, w, geometry, {})),
             "dW": (convolution.convolve_weight_gradient, lambda x, gy, w: (x, gy, geometry)),
         }
