@@ -20,9 +20,10 @@ import numpy as np
 from minidet.kernels.convolution.cpu import winograd
 from minidet.kernels.convolution.cpu.direct import NOTHING, gathered_product
 from minidet.kernels.convolution.cpu.filters import transformed
-from minidet.kernels.convolution.cpu.panels import packed, padded
+from minidet.kernels.convolution.cpu.lanes import FILTERS
+from minidet.kernels.convolution.cpu.panels import packed
 from minidet.kernels.convolution.cpu.plan import forward_plan, input_gradient_plan
-from minidet.kernels.convolution.cpu.stem import padded_maps, row_plan
+from minidet.kernels.convolution.cpu.stem import padded_maps, row_plan, row_products
 from minidet.kernels.convolution.cpu.weight_gradient import outer_products
 from minidet.kernels.convolution.cpu.winograd_gradient import pointwise_products
 from minidet.kernels.convolution.geometry import Geometry
@@ -156,11 +157,12 @@ def stem(x, weight, bias, scale, shortcut, relu: bool, geometry: Geometry, memo:
 
 def stem_weight_gradient(x, gy, geometry: Geometry):
     """`definition.convolve_weight_gradient` over few channels."""
-    plan = row_plan(geometry, x.shape[0])
-    (k, l), C = geometry.size, x.shape[2]  # noqa: E741
-    # Whole vectors are read, beyond the end of a row, and what they add is cut off.
-    gweight = outer_products(padded_maps(_ready(x), geometry), _ready(gy), plan, depth=padded(l * C))
-    return np.ascontiguousarray(gweight[:, :, : l * C]).reshape(-1, k, l, C)
+    F = gy.shape[2]
+    if F % FILTERS:
+        whole = np.zeros((*gy.shape[:2], -(-F // FILTERS) * FILTERS), dtype=np.float32)
+        whole[:, :, :F] = gy
+        gy = whole
+    return row_products(padded_maps(_ready(x), geometry), _ready(gy), geometry)[:F]
 
 
 def grouped_accepts(x, weight, geometry: Geometry) -> bool:

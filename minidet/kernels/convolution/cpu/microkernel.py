@@ -113,25 +113,25 @@ def multiply_rows(
 
 @intrinsic(prefer_literal=True)
 def accumulate_tile(
-    typing, a, first_a, pitch_a, run_a, b, first_b, run_b, count, runs, c, first_c, pitch, rows, vectors
+    typing, a, first_a, pitch_a, run_a, b, first_b, pitch_b, run_b, count, runs, c, first_c, pitch, rows, vectors
 ):
     """Add outer products, `runs` times `count` of them, to a tile.
 
     c[first_c + m*pitch + j] += sum_{r < runs, p < count} a[first_a + r*run_a + p*pitch_a + m] *
-        b[first_b + r*run_b + p*width + j]
+        b[first_b + r*run_b + p*pitch_b + j]
 
-    for m < rows and j < width = vectors * LANES.
+    for m < rows and j < vectors * LANES.
     """
     signature = types.void(
-        a, INDEX, INDEX, INDEX, b, INDEX, INDEX, INDEX, INDEX, c, INDEX, INDEX, rows, vectors
+        a, INDEX, INDEX, INDEX, b, INDEX, INDEX, INDEX, INDEX, INDEX, c, INDEX, INDEX, rows, vectors
     )
     rows, vectors = literal(rows), literal(vectors)
 
     def generate(context, builder, signature, args):
         emit = Emitter(context, builder, signature, args)
-        _, first_a, pitch_a, run_a, _, first_b, run_b, count, runs, _, first_c, pitch, _, _ = args
+        _, first_a, pitch_a, run_a, _, first_b, pitch_b, run_b, count, runs, _, first_c, pitch, _, _ = args
         targets = [
-            emit.pointer(9, builder.add(first_c, builder.mul(pitch, emit.index(m)))) for m in range(rows)
+            emit.pointer(10, builder.add(first_c, builder.mul(pitch, emit.index(m)))) for m in range(rows)
         ]
         sums = [[emit.variable(emit.load(row, v)) for v in range(vectors)] for row in targets]
         with cgutils.for_range(builder, runs) as run:
@@ -140,7 +140,7 @@ def accumulate_tile(
 
             def multiply(p):
                 column = builder.gep(left, [builder.mul(p, pitch_a)])
-                here = builder.gep(right, [builder.mul(p, emit.index(vectors * LANES))])
+                here = builder.gep(right, [builder.mul(p, pitch_b)])
                 emit.multiply_add([builder.gep(column, [emit.index(m)]) for m in range(rows)], here, sums)
 
             emit.repeat(count, multiply)
@@ -153,12 +153,18 @@ def accumulate_tile(
 
 
 @njit(forceinline=True)
-def accumulate_rows(vectors, a, first_a, pitch_a, run_a, b, first_b, run_b, count, runs, c, first_c, pitch):
-    """`accumulate_tile` of FILTERS rows and so many vectors, 1 or PAIR."""
+def accumulate_rows(
+    vectors, a, first_a, pitch_a, run_a, b, first_b, pitch_b, run_b, count, runs, c, first_c, pitch
+):  # fmt: skip
+    """`accumulate_tile` of FILTERS rows and so many vectors, 1 or PAIR; with pitch_b 0, b is a panel of just those."""
     if vectors == PAIR:
-        accumulate_tile(a, first_a, pitch_a, run_a, b, first_b, run_b, count, runs, c, first_c, pitch, FILTERS, PAIR)
+        step = PAIR * LANES if pitch_b == 0 else pitch_b
+        accumulate_tile(
+            a, first_a, pitch_a, run_a, b, first_b, step, run_b, count, runs, c, first_c, pitch, FILTERS, PAIR
+        )
     else:
-        accumulate_tile(a, first_a, pitch_a, run_a, b, first_b, run_b, count, runs, c, first_c, pitch, FILTERS, 1)
+        step = LANES if pitch_b == 0 else pitch_b
+        accumulate_tile(a, first_a, pitch_a, run_a, b, first_b, step, run_b, count, runs, c, first_c, pitch, FILTERS, 1)
 
 
 @intrinsic(prefer_literal=True)

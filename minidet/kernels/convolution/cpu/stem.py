@@ -10,10 +10,13 @@ from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
+from numba import get_num_threads
 
-from minidet.kernels.convolution.cpu.lanes import LANES
+from minidet.kernels.convolution.cpu.lanes import FILTERS, LANES, PAIR
+from minidet.kernels.convolution.cpu.microkernel import accumulate_rows
+from minidet.kernels.convolution.cpu.panels import padded
 from minidet.kernels.convolution.cpu.plan import Plan, plan_of, sources_of
-from minidet.kernels.convolution.cpu.scratch import scratch
+from minidet.kernels.convolution.cpu.scratch import aligned, scratch
 from minidet.kernels.convolution.geometry import Geometry
 from minidet.kernels.parallel import parallel
 
@@ -45,6 +48,56 @@ def _pad_row(unit, P, x, image, begin, length, y, wide_image, shift, wide_length
         row[right + length :] = 0
     else:
         row[:] = 0
+
+
+BLOCK = 256
+"""Output pixels of a block, about: what they read stays in the first-level cache for all taps and filters."""
+
+
+def row_products(x, gy, geometry: Geometry):
+    """gweight[f, i, j, c] of `stem`: outer products as in weight_gradient.py, but nothing is laid out.
+
+    The windows' rows of neighbouring pixels overlap in memory, a step of a few numbers apart, and the register tile
+    takes them from there.  Every thread sums some of the rows of outputs into a copy of its own.
+
+    Shapes:
+        x: padded maps (N, S, C)
+        gy: (N, S', F), F a multiple of FILTERS
+        returns: (F, k, l, C)
+    """
+    (N, S, C), (_, outputs, F), (k, l) = x.shape, gy.shape, geometry.size  # noqa: E741
+    vectors, units = padded(l * C) // LANES, get_num_threads()
+    sums = aligned(units, F, k * vectors * LANES)
+    sums.fill(0)
+    (down, right), flat = geometry.stride, (x.reshape(-1), gy.reshape(-1), sums.reshape(-1))
+    for (_, W), inside, (P, Q), outside in _padded(geometry).levels():
+        if P < 1 or Q < 1:  # no window fits into this level
+            continue
+        row, first = W * C, (inside.start * C, outside.start * F)
+        steps = down * row, right * C, geometry.dilation[0] * row
+        _rows_unit(units, units, N * P, P, Q, F, k, vectors, *first, S * C, outputs * F, *steps, *flat)
+    return np.ascontiguousarray(sums.sum(axis=0).reshape(F, k, -1)[:, :, : l * C]).reshape(F, k, l, C)
+
+
+@parallel
+def _rows_unit(
+    unit, units, rows, P, Q, F, taps, vectors, first_x, first_gy, image_x, image_gy, down, right, tap_step, x, gy, sums
+):  # fmt: skip
+    """A share of the rows of outputs of all images; steps in x count numbers."""
+    row, end = unit * rows // units, (unit + 1) * rows // units
+    columns = taps * vectors * LANES
+    while row < end:
+        n, p = row // P, row % P
+        count = min(max(1, BLOCK // Q), P - p, end - row)
+        a, b = n * image_gy + first_gy + p * Q * F, n * image_x + first_x + p * down
+        for tap in range(taps):
+            for v in range(0, vectors, PAIR):
+                for f in range(0, F, FILTERS):
+                    accumulate_rows(
+                        min(PAIR, vectors - v), gy, a + f, F, Q * F, x, b + tap * tap_step + v * LANES, right, down,
+                        Q, count, sums, (unit * F + f) * columns + (tap * vectors + v) * LANES, columns,
+                    )  # fmt: skip
+        row += count
 
 
 @lru_cache(maxsize=64)

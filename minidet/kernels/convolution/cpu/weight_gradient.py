@@ -83,7 +83,7 @@ def _unit(
             for v in range(start, stop, PAIR):
                 for row in range(0, rows, FILTERS):
                     accumulate_rows(
-                        min(PAIR, stop - v), left, row * pixels, FILTERS, 0, right, (v - start) * LANES * pixels, 0,
+                        min(PAIR, stop - v), left, row * pixels, FILTERS, 0, right, (v - start) * LANES * pixels, 0, 0,
                         pixels, 1, sums, place + row * columns + v * LANES, columns,
                     )  # fmt: skip
 

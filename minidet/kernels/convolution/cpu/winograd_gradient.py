@@ -127,7 +127,7 @@ def _multiply_point(q, first, tiles, runs, C, F, side, x, gy, zeros, patches, ta
             for f in range(0, filters, FILTERS):
                 a = begin * run_a + (q * filters + f // LANES * LANES) * RUN + f % LANES
                 c = (q * filters + f) * channels + column
-                accumulate_rows(vectors, left, a, LANES, run_a, right, b, run_b, RUN, count, sums, c, channels)
+                accumulate_rows(vectors, left, a, LANES, run_a, right, b, 0, run_b, RUN, count, sums, c, channels)
 
 
 @parallel
