@@ -44,7 +44,9 @@ def _pad_row(unit, P, x, image, begin, length, y, wide_image, shift, wide_length
     row = y[n * wide_image + shift + p * wide_length :][:wide_length]
     if down <= p < P - down:
         row[:right] = 0
-        row[right : right + length] = x[n * image + begin + (p - down) * length :][:length]
+        inside, source = row[right : right + length], x[n * image + begin + (p - down) * length :]
+        for i in range(len(inside)):  # to copy slices, Numba compiles the message of an error too
+            inside[i] = source[i]
         row[right + length :] = 0
     else:
         row[:] = 0
