@@ -29,7 +29,7 @@ more than ORDINARY: Winograd's F(4x4, 3x3) subtracts large numbers from one anot
 
 ORDINARY = 1e-5
 
-WHEN_IT_PAYS = ("winograd.LEAST_TILES", "winograd.LEAST_FULL")
+WHEN_IT_PAYS = ("winograd.LEAST_TILES", "winograd.LEAST_IN_GRADIENT", "winograd.LEAST_FULL")
 """Limits in kernels/convolution/cpu that are switched off here: a version must be right also where it is slow."""
 
 FEW, MANY = [1, 2, 3, 5], [8, 9, 16, 17, 31, 32, 36, 40, 64]
@@ -178,10 +178,10 @@ def test_which_version_runs():
         three = list(calls(geometry, *narrow))[:3]
         return [kernel.choose(*arguments)[0].removeprefix("numpy:") for kernel, arguments in three]
 
-    assert chosen((8, 8), 2, 16, 16) == ["direct", "direct", "direct"]
+    assert chosen((8, 8), 2, 16, 16) == ["direct", "direct", "winograd2"]
     assert chosen((32, 32), 2, 64, 32) == ["winograd4", "winograd4", "winograd4"]
     assert chosen((24, 24), 1, 512, 512) == ["winograd2", "winograd2", "winograd2"]
-    assert chosen((16, 16), 1, 32, 32) == ["winograd2", "winograd2", "winograd2"]
+    assert chosen((16, 16), 1, 32, 32) == ["winograd2", "winograd2", "winograd4"]
     assert chosen((7, 70), 1, 32, 32) == ["winograd4", "winograd4", "winograd4"]
     assert chosen((1, 140), 1, 32, 32) == ["winograd2", "winograd2", "winograd2"]  # half of a tile is used
     assert chosen((1, 139), 1, 32, 32) == ["direct", "direct", "direct"]

@@ -70,7 +70,7 @@ def winograd_accepts(x, weight, geometry: Geometry, side: int) -> bool:
     """Whether Winograd's convolution may run, and pays."""
     # Most convolutions are not 3x3: what is asked first costs least.
     return geometry.size == (3, 3) and direct_accepts(x, weight, geometry) and winograd.worthwhile(
-        geometry, x.shape[0], weight.shape[0] * weight.shape[3], side
+        geometry, x.shape[0], weight.shape[0] * weight.shape[3], side, winograd.LEAST_TILES
     )
 
 
@@ -85,7 +85,7 @@ def winograd_gradient_accepts(gy, weight, geometry: Geometry, side: int) -> bool
 def winograd_weight_gradient_accepts(x, gy, geometry: Geometry, side: int) -> bool:
     """Whether Winograd's gradient of the weights may run, and pays."""
     return geometry.size == (3, 3) and weight_gradient_accepts(x, gy, geometry) and winograd.worthwhile(
-        geometry, x.shape[0], x.shape[2] * gy.shape[2], side
+        geometry, x.shape[0], x.shape[2] * gy.shape[2], side, winograd.LEAST_IN_GRADIENT
     )
 
 

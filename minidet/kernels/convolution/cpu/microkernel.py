@@ -112,6 +112,54 @@ def multiply_rows(
 
 
 @intrinsic(prefer_literal=True)
+def product_tile(typing, a, first_a, pitch_a, b, first_b, depth, c, first_c, pitch_c, rows, vectors):
+    """One tile of a matrix product, and nothing else.
+
+    c[first_c + m*pitch_c + j] = sum_{k < depth} a[first_a + m*pitch_a + k] * b[first_b + k*width + j]
+
+    for m < rows and j < width = vectors * LANES.
+    """
+    signature = types.void(a, INDEX, INDEX, b, INDEX, INDEX, c, INDEX, INDEX, rows, vectors)
+    rows, vectors = literal(rows), literal(vectors)
+
+    def generate(context, builder, signature, args):
+        emit = Emitter(context, builder, signature, args)
+        _, first_a, pitch_a, _, first_b, depth, _, first_c, pitch_c, _, _ = args
+        sums = [[emit.variable() for _ in range(vectors)] for _ in range(rows)]
+        right, width = emit.pointer(3, first_b), emit.index(vectors * LANES)
+
+        def row(argument, first, pitch, m):
+            return emit.pointer(argument, builder.add(first, builder.mul(pitch, emit.index(m))))
+
+        inputs = [row(0, first_a, pitch_a, m) for m in range(rows)]
+
+        def multiply(k):
+            here = builder.gep(right, [builder.mul(k, width)])
+            emit.multiply_add([builder.gep(place, [k]) for place in inputs], here, sums)
+
+        emit.repeat(depth, multiply)
+        for m, totals in enumerate(sums):
+            for v, total in enumerate(totals):
+                emit.store(builder.load(total), row(6, first_c, pitch_c, m), v)
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@njit(forceinline=True)
+def product_rows(vectors, a, first_a, pitch_a, b, first_b, depth, c, first_c, pitch_c):
+    """`product_tile` of ROWS rows and so many vectors, 1 to VECTORS."""
+    if VECTORS > 3 and vectors == 4:
+        product_tile(a, first_a, pitch_a, b, first_b, depth, c, first_c, pitch_c, ROWS, 4)
+    elif VECTORS > 2 and vectors == 3:
+        product_tile(a, first_a, pitch_a, b, first_b, depth, c, first_c, pitch_c, ROWS, 3)
+    elif vectors == 2:
+        product_tile(a, first_a, pitch_a, b, first_b, depth, c, first_c, pitch_c, ROWS, 2)
+    else:
+        product_tile(a, first_a, pitch_a, b, first_b, depth, c, first_c, pitch_c, ROWS, 1)
+
+
+@intrinsic(prefer_literal=True)
 def accumulate_tile(
     typing, a, first_a, pitch_a, run_a, b, first_b, pitch_b, run_b, count, runs, c, first_c, pitch, rows, vectors
 ):

@@ -13,7 +13,7 @@ import numpy as np
 from numba import get_num_threads
 
 from minidet.kernels.convolution.cpu.lanes import FILTERS, LANES, PAIR
-from minidet.kernels.convolution.cpu.microkernel import accumulate_rows
+from minidet.kernels.convolution.cpu.microkernel import accumulate_rows, accumulate_tile
 from minidet.kernels.convolution.cpu.panels import padded
 from minidet.kernels.convolution.cpu.plan import Plan, plan_of, sources_of
 from minidet.kernels.convolution.cpu.scratch import aligned, scratch
@@ -93,12 +93,22 @@ def _rows_unit(
         count = min(max(1, BLOCK // Q), P - p, end - row)
         a, b = n * image_gy + first_gy + p * Q * F, n * image_x + first_x + p * down
         for tap in range(taps):
-            for v in range(0, vectors, PAIR):
+            v = 0
+            while v < vectors:
+                place, target = b + tap * tap_step + v * LANES, unit * F * columns + (tap * vectors + v) * LANES
+                if vectors - v == 3:  # such as 7 pixels of 3 colours in vectors of 8: one would be left, at half speed
+                    for f in range(0, F, FILTERS):
+                        accumulate_tile(
+                            gy, a + f, F, Q * F, x, place, right, down, Q, count, sums, target + f * columns, columns,
+                            FILTERS, 3,
+                        )  # fmt: skip
+                    break
                 for f in range(0, F, FILTERS):
                     accumulate_rows(
-                        min(PAIR, vectors - v), gy, a + f, F, Q * F, x, b + tap * tap_step + v * LANES, right, down,
-                        Q, count, sums, (unit * F + f) * columns + (tap * vectors + v) * LANES, columns,
+                        min(PAIR, vectors - v), gy, a + f, F, Q * F, x, place, right, down,
+                        Q, count, sums, target + f * columns, columns,
                     )  # fmt: skip
+                v += PAIR
         row += count
 
 

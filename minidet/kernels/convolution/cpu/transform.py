@@ -138,15 +138,23 @@ def transform_pixels(typing, x, pitch, zeros, pixels, first, begin, end, target,
             source = emit.pointer(0, builder.add(builder.mul(pixel, pitch), begin))
             outside = builder.icmp_signed("<", pixel, emit.index(0))
             sources.append(builder.select(outside, nothing, source))
-        many = builder.sdiv(builder.add(builder.sub(end, begin), emit.index(LANES - 1)), emit.index(LANES))
-        with cgutils.for_range(builder, many) as k:
-            offset = builder.mul(k.index, emit.index(LANES))
-            valid = builder.sub(builder.sub(pitch, begin), offset)
-            vectors = [_Vector(emit, emit.load_some(builder.gep(source, [offset]), valid)) for source in sources]
+
+        def write(k, load):
+            offset = builder.mul(k, emit.index(LANES))
+            vectors = [_Vector(emit, load(builder.gep(source, [offset]), offset)) for source in sources]
             square = [vectors[reads * i : reads * (i + 1)] for i in range(reads)]
-            pair, odd = (f(k.index, emit.index(PAIR)) for f in (builder.udiv, builder.urem))
+            pair, odd = (f(k, emit.index(PAIR)) for f in (builder.udiv, builder.urem))
             place = builder.add(builder.mul(pair, panel), builder.mul(odd, vector))
             _store_square(emit, both_ways(transform, square), 7, builder.add(to, place), apart, None)
+
+        there, wanted = builder.sub(pitch, begin), builder.sub(end, begin)
+        many = builder.sdiv(builder.add(wanted, emit.index(LANES - 1)), emit.index(LANES))
+        whole = builder.sdiv(there, emit.index(LANES))
+        whole = builder.select(builder.icmp_signed("<", whole, many), whole, many)
+        with cgutils.for_range(builder, whole) as k:
+            write(k.index, lambda place, offset: emit.load(place, 0))
+        with cgutils.for_range(builder, builder.sub(many, whole)) as k:
+            write(builder.add(whole, k.index), lambda place, offset: emit.load_some(place, builder.sub(there, offset)))
         return context.get_dummy_value()
 
     return signature, generate
@@ -222,7 +230,7 @@ def scatter_outputs(
                     if joined:
                         added = builder.fadd(add, emit.load_some(builder.gep(other, [offset]), valid))
                     value = emit.finish(vector.value, scale, added, low)
-                    emit.store_masked(value, builder.gep(place, [offset]), valid)
+                    emit.store_some(value, builder.gep(place, [offset]), 0, valid)
 
             emit.if_any(4, finish)
         return context.get_dummy_value()

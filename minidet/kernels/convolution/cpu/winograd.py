@@ -17,7 +17,7 @@ from numba import get_num_threads, njit
 
 from minidet.kernels.convolution.cpu.direct import NOTHING, epilogue_of
 from minidet.kernels.convolution.cpu.lanes import LANES, PAIR, ROWS, WIDTH
-from minidet.kernels.convolution.cpu.microkernel import multiply_rows
+from minidet.kernels.convolution.cpu.microkernel import product_rows
 from minidet.kernels.convolution.cpu.panels import padded, vectors_of
 from minidet.kernels.convolution.cpu.plan import NOWHERE
 from minidet.kernels.convolution.cpu.scratch import aligned, scratch
@@ -40,6 +40,10 @@ CACHE = 80 << 10
 LEAST_BLOCK, MOST_BLOCK = 2 * ROWS, 8 * ROWS
 """Tiles of a block, as that cache allows."""
 
+SPAN = 64
+"""Columns of outputs that are multiplied before they are transformed back: the more, the longer a point's inputs stay
+in the first-level cache."""
+
 HEAVY, HEAVY_BLOCK = 1 << 20, 15 * ROWS
 """Transformed weights that are more than so many numbers come from the last cache or from memory: each is fetched for
 as many tiles as possible, though their inputs then leave the second-level cache."""
@@ -48,8 +52,9 @@ LEAST_FULL = 0.5
 """A tile of 4x4 costs 36 products and its transforms, one of 2x2 16, a pixel 9: where fewer of a tile's pixels are
 outputs, the direct way is cheaper."""
 
-LEAST_TILES = 32
-"""With fewer tiles of 4x4, or less than twice as many of 2x2, transforming the weights costs more than is saved."""
+LEAST_TILES, LEAST_IN_GRADIENT = 32, 16
+"""With fewer tiles of 4x4, or less than twice as many of 2x2, transforming the weights costs more than is saved; the
+gradient of the weights, which is transformed back, asks for fewer."""
 
 MANY_WEIGHTS = 1 << 18
 """From so many channels times filters on, 36 numbers for each leave the last cache, and 16 are better."""
@@ -66,13 +71,13 @@ class Tiling:
 
 
 @lru_cache(maxsize=1024)
-def worthwhile(geometry: Geometry, images: int, weights: int, side: int) -> bool:
+def worthwhile(geometry: Geometry, images: int, weights: int, side: int, least: int) -> bool:
     """Whether a 3x3 convolution at stride 1 has enough, and full enough, tiles; and not too many weights for 4x4."""
     if geometry.size != (TAPS, TAPS) or geometry.stride != (1, 1) or geometry.dilation != (1, 1):
         return False
     tiles = sum(-(-P // side) * -(-Q // side) for P, Q in geometry.output_maps)
     full = geometry.output_pixels >= LEAST_FULL * side**2 * tiles
-    return full and images * tiles >= LEAST_TILES * (4 // side) and (side == 2 or weights < MANY_WEIGHTS)
+    return full and images * tiles >= least * (4 // side) and (side == 2 or weights < MANY_WEIGHTS)
 
 
 @lru_cache(maxsize=1024)
@@ -125,9 +130,10 @@ def tiled_product(
     N, _, C = x.shape
     y = aligned(N, pixels, outputs)
     many = points(plan.side)
-    units, span = get_num_threads(), min(WIDTH, padded(outputs))
+    units, heavy = get_num_threads(), many * C * outputs > HEAVY
+    span = min(WIDTH if heavy else max(WIDTH, SPAN), padded(outputs))
     room = CACHE // (many * (padded(C) + span))
-    block = HEAVY_BLOCK if many * C * outputs > HEAVY else min(MOST_BLOCK, max(LEAST_BLOCK, room))
+    block = HEAVY_BLOCK if heavy else min(MOST_BLOCK, max(LEAST_BLOCK, room))
     block = min(block, -(-plan.tiles // units) + ROWS - 1) // ROWS * ROWS
     # A tile's points lie together, for they are written together.  At distances of a power of two they would share
     # one set of the cache: so rows are a vector longer, and a tile has a row more, than they need.
@@ -135,7 +141,7 @@ def tiled_product(
     inputs, products = scratch("inputs", units * block * step * pitch), scratch("products", units * block * step * span)
     _unit(
         units, units, plan.tiles, x.reshape(-1), C, np.zeros(padded(C), np.float32), plan.patches, plan.targets,
-        panels, y.reshape(-1), shortcut, outputs, epilogue_of(outputs, scale, bias), epilogue_of(span, None, None),
+        panels, y.reshape(-1), shortcut, outputs, epilogue_of(outputs, scale, bias),
         np.float32(0 if relu else -np.inf), inputs, pitch, products, step, block, span, plan.side,
     )  # fmt: skip
     return y
@@ -143,13 +149,12 @@ def tiled_product(
 
 @parallel
 def _unit(
-    unit, units, tiles, x, C, zeros, patches, targets, panels, y, shortcut, outputs, epilogue, neutral, floor,
+    unit, units, tiles, x, C, zeros, patches, targets, panels, y, shortcut, outputs, epilogue, floor,
     inputs, pitch, products, step, block, span, side,
 ):  # fmt: skip
     """A share of the tiles, a block at a time."""
     begin, end = unit * tiles // units, (unit + 1) * tiles // units
     depth, many, base = len(zeros), points(side), unit * block * step
-    rows = np.arange(ROWS).astype(np.int32) * np.int32(step)
     nowhere = np.empty(outputs, dtype=np.float32)
     for first in range(begin, end, block):
         # Behind the last tile of a block lie any numbers: multiplied along with it, never stored.
@@ -164,9 +169,9 @@ def _unit(
                     vectors = vectors_of(stop - column)
                     panel = (column * many + q * vectors * LANES) * depth
                     for t in range(base + q, base + q + count * step, ROWS * step):
-                        multiply_rows(
-                            vectors, inputs, pitch, zeros, rows, 0, t, 1, depth, panels, panel, products, None, span,
-                            rows, 0, t, column - start, vectors * LANES, neutral, -np.float32(np.inf),
+                        product_rows(
+                            vectors, inputs, t * pitch, step * pitch, panels, panel, depth,
+                            products, t * span + column - start, step * span,
                         )  # fmt: skip
             for t in range(count):
                 _scatter(

@@ -13,7 +13,7 @@ from numba import njit
 from minidet.kernels.convolution.cpu.lanes import FILTERS, LANES, PAIR
 from minidet.kernels.convolution.cpu.microkernel import accumulate_rows
 from minidet.kernels.convolution.cpu.panels import padded
-from minidet.kernels.convolution.cpu.scratch import aligned, scratch
+from minidet.kernels.convolution.cpu.scratch import LINE, aligned, scratch
 from minidet.kernels.convolution.cpu.transform import (
     GRADIENT_2,
     GRADIENT_4,
@@ -37,7 +37,11 @@ RUNS = 16
 PANEL = PAIR * LANES
 """Channels of a panel."""
 
-SCRATCH = 1 << 20
+GAP = LINE // 4
+"""float32 numbers left free behind every point.  Points, and runs of them, would else lie at distances of a power of
+two, where all that is read or written together shares the eight places of one set of the first-level cache."""
+
+SCRATCH = 1 << 19
 """float32 numbers of transformed inputs and gradients at a time: what a second-level cache can nearly hold."""
 
 MANY_SUMS = 1 << 21
@@ -57,12 +61,11 @@ def pointwise_products(x, gy, plan: Tiling):
         returns: (F, 3, 3, C)
     """
     C, F, many = x.shape[2], gy.shape[2], points(plan.side)
-    each = RUN * many * (padded(C) + padded(F))
+    each_left, each_right = many * (RUN * padded(F) + GAP), many * (RUN * padded(C) + GAP)
     runs = -(-plan.tiles // RUN)
-    sums = scratch("sums", many * padded(F) * padded(C))
-    chunk = min(runs, max(2, (LARGE_SCRATCH if len(sums) > MANY_SUMS else SCRATCH) // each))
-    left = scratch("left", chunk * RUN * many * padded(F))
-    right = scratch("right", chunk * RUN * many * padded(C))
+    sums = scratch("sums", many * (padded(F) * padded(C) + GAP))
+    chunk = min(runs, max(2, (LARGE_SCRATCH if len(sums) > MANY_SUMS else SCRATCH) // (each_left + each_right)))
+    left, right = scratch("left", chunk * each_left), scratch("right", chunk * each_right)
     gweight = aligned(F, TAPS, TAPS, C)
     arrays = (
         x.reshape(-1), gy.reshape(-1), np.zeros(LANES + max(C, F), dtype=np.float32), plan.patches, plan.targets,
@@ -83,20 +86,20 @@ def pointwise_products(x, gy, plan: Tiling):
 def _gather_run(run, first, tiles, runs, C, F, side, x, gy, zeros, patches, targets, left, right, sums, gweight):
     """Transform tiles into `left`, runs of (points, panels, RUN, LANES filters), and `right`, PANEL channels wide."""
     channels, filters = (C + LANES - 1) // LANES * LANES, (F + LANES - 1) // LANES * LANES
-    whole = channels // PANEL * PANEL
+    whole, apart_left, apart = channels // PANEL * PANEL, filters * RUN + GAP, channels * RUN + GAP
     for i in range(RUN):
         tile = first + run * RUN + i
-        target = run * points(side) * filters * RUN + i * LANES
+        target = run * points(side) * apart_left + i * LANES
         if tile < tiles:
-            _gather_gradient(side, gy, F, zeros, targets, tile, left, target, filters * RUN)
+            _gather_gradient(side, gy, F, zeros, targets, tile, left, target, apart_left)
         else:  # products with it shall add nothing
             for q in range(points(side)):
                 for f in range(0, filters, LANES):
-                    place = target + (q * filters + f) * RUN
+                    place = target + q * apart_left + f * RUN
                     left[place : place + LANES] = 0
         # Beyond the last tile: any numbers will do that are not NaN.
         tile = min(tile, tiles - 1)
-        target, apart = run * points(side) * channels * RUN, channels * RUN
+        target = run * points(side) * apart
         gather(side, x, C, zeros, patches, tile, 0, whole, right, target + i * PANEL, LANES, PANEL * RUN, apart)
         if whole < channels:  # the last panel is narrower
             target += whole * RUN + i * (channels - whole)
@@ -116,17 +119,17 @@ def _gather_gradient(side, gy, F, zeros, targets, tile, left, to, apart):
 def _multiply_point(q, first, tiles, runs, C, F, side, x, gy, zeros, patches, targets, left, right, sums, gweight):
     """sums[q] += left[q]' right[q]: (filters, channels)."""
     channels, filters = (C + LANES - 1) // LANES * LANES, (F + LANES - 1) // LANES * LANES
-    many = points(side)
-    run_a, run_b = many * filters * RUN, many * channels * RUN
+    point_a, point_b, start = filters * RUN + GAP, channels * RUN + GAP, q * (filters * channels + GAP)
+    run_a, run_b = points(side) * point_a, points(side) * point_b
     if first == 0:
-        sums[q * filters * channels : (q + 1) * filters * channels] = 0
+        sums[start : start + filters * channels] = 0
     for begin in range(0, runs, RUNS):
         count = min(RUNS, runs - begin)
         for column in range(0, channels, PANEL):
-            b, vectors = begin * run_b + (q * channels + column) * RUN, min(PAIR, (channels - column) // LANES)
+            b, vectors = begin * run_b + q * point_b + column * RUN, min(PAIR, (channels - column) // LANES)
             for f in range(0, filters, FILTERS):
-                a = begin * run_a + (q * filters + f // LANES * LANES) * RUN + f % LANES
-                c = (q * filters + f) * channels + column
+                a = begin * run_a + q * point_a + f // LANES * LANES * RUN + f % LANES
+                c = start + f * channels + column
                 accumulate_rows(vectors, left, a, LANES, run_a, right, b, 0, run_b, RUN, count, sums, c, channels)
 
 
@@ -135,7 +138,7 @@ def _fold_filter(f, first, tiles, runs, C, F, side, x, gy, zeros, patches, targe
     """Transform the sums of all points back to one filter."""
     channels, filters = (C + LANES - 1) // LANES * LANES, (F + LANES - 1) // LANES * LANES
     for c in range(0, C, LANES):
-        source, target, apart = f * channels + c, f * TAPS * TAPS * C + c, filters * channels
+        source, target, apart = f * channels + c, f * TAPS * TAPS * C + c, filters * channels + GAP
         if side == 4:
             transform_vectors(sums, source, apart, LANES, gweight, target, C, C - c, WEIGHT_GRADIENT_4)
         else:
