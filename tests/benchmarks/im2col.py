@@ -30,12 +30,12 @@ def col2im(columns, shape, stride: int):
 
 
 class LayerJob:
-    """One convolution: forward, or forward and everything backward."""
+    """One convolution: forward, or forward and everything backward; what follows it in the network is left out."""
 
     def __init__(self, index: int, images: int, backward: bool) -> None:
         self.layer = layer = LAYERS[index]
         self.backward = backward
-        x, weight, self.bias, gy = layer_arrays(layer, images)
+        x, weight, self.bias, gy, *_ = layer_arrays(layer, images)
         self.x, self.gy = _maps(x, layer.maps), _maps(gy, self.layer.outputs)
         self.weight = np.ascontiguousarray(weight.transpose(0, 3, 1, 2))
 

@@ -1,4 +1,8 @@
-"""Every convolution of the r50, forward and with everything backward: ours, torch, im2col."""
+"""Every convolution of the r50 with what follows it there, forward and with everything backward: ours, torch, im2col.
+
+A convolution's rectifier, and a residual block's sum, belong to it: here as in the network they are its epilogue, for
+torch operations of their own.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +30,8 @@ def measure_layers(images: int, rounds: int, folder: Path) -> list[dict]:
     print(f"peak {peak:.0f} GFLOP/s; GFLOP/s count the definition's operations, so Winograd may exceed it")
     title = f"{'ours ms':>9}{'torch':>8}{'ratio':>7}{'im2col':>8}{'GFLOP/s':>9}{'/peak':>7}{'error':>9}"
     print("n: how often the network has it; !: no window without disturbance")
-    print(f"{'':28} n |{'forward':^58}|{'forward and backward':^58}")
-    print(f"{'':28}   |{title} |{title}")
+    print(f"{'':34} n |{'forward':^58}|{'forward and backward':^58}")
+    print(f"{'':34}   |{title} |{title}")
     rows, times = [], []
     for index, layer in enumerate(LAYERS):
         cells, line = [], []
@@ -49,7 +53,7 @@ def measure_layers(images: int, rounds: int, folder: Path) -> list[dict]:
             cells.append((mine, theirs))
             rows.append(row_of(f"{layer.name} n{images} {direction}", mine, theirs, error))
             line[-1] += " " if all(worker.clean for worker in everyone) else "!"
-        print(f"{layer.name:28}{layer.count:2} |{'|'.join(line)}", flush=True)
+        print(f"{layer.name:34}{layer.count:2} |{'|'.join(line)}", flush=True)
         times.append(cells)
     _summary(times)
     for worker in everyone:
@@ -63,8 +67,8 @@ def _summary(times: list[list[tuple[float, float]]]) -> None:
     for d, direction in enumerate(("forward", "forward and backward")):
         mine, theirs = (sum(n * t[d][side] for n, t in zip(counts, times, strict=True)) for side in (0, 1))
         ratio = mine / theirs
-        print(f"all convolutions of the network, {direction}: {mine:.0f} ms, torch {theirs:.0f} ms, {ratio:.2f}")
+        print(f"all layers of the network, {direction}: {mine:.0f} ms, torch {theirs:.0f} ms, {ratio:.2f}")
         for layer, t in zip(LAYERS, times, strict=True):
             if t[d][0] > WORSE * t[d][1]:
                 share = layer.count * t[d][0] / mine
-                print(f"    above {WORSE}: {layer.name}, {t[d][0] / t[d][1]:.2f}, {share:.1%} of all convolutions")
+                print(f"    above {WORSE}: {layer.name}, {t[d][0] / t[d][1]:.2f}, {share:.1%} of all")

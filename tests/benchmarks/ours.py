@@ -121,13 +121,17 @@ class LayerJob:
 
     def __init__(self, index: int, images: int, backward: bool) -> None:
         self.layer, self.backward = LAYERS[index], backward
-        x, weight, bias, self.gy = layer_arrays(self.layer, images)
+        x, weight, bias, self.gy, *shortcut = layer_arrays(self.layer, images)
         side = self.layer.maps[0]
         shape = (images, side, side, -1) if len(self.layer.maps) == 1 else x.shape
         # Nobody asks for the gradient of the photo.
         self.x = md.Tensor(x.reshape(shape), requires_grad=backward and self.layer.channels > 3)
         self.weight = md.Tensor(weight, requires_grad=backward)
         self.bias = md.Tensor(bias, requires_grad=backward)
+        self.end, side = {"relu": bool(self.layer.end)}, self.layer.outputs[0]
+        if shortcut:
+            shape = (images, side, side, -1)
+            self.end["shortcut"] = md.Tensor(shortcut[0].reshape(shape), requires_grad=backward)
 
     def run(self) -> None:
         """Once; backward belongs to training, where the weights have just changed."""
@@ -135,15 +139,18 @@ class LayerJob:
         if self.backward:
             self.weight.touch()
         if len(layer.maps) > 1:
-            y = conv2d_levels(self.x, tuple((side, side) for side in layer.maps), self.weight, self.bias)
+            y = conv2d_levels(self.x, tuple((side, side) for side in layer.maps), self.weight, self.bias, **self.end)
         else:
-            y = conv2d(self.x, self.weight, self.bias, stride=layer.stride, padding=layer.size // 2)
+            shape = {"stride": layer.stride, "padding": layer.size // 2}
+            y = conv2d(self.x, self.weight, self.bias, **shape, **self.end)
         self.y = y.data
         if self.backward:
             y.backward(self.gy.reshape(y.shape))
             self.found = {"gweight": self.weight.grad, "gbias": self.bias.grad}
             self.found |= {} if self.x.grad is None else {"gx": self.x.grad}
             self.x.grad = self.weight.grad = self.bias.grad = None
+            if "shortcut" in self.end:
+                self.end["shortcut"].grad = None
 
     def results(self) -> dict[str, np.ndarray]:
         """Output and gradients, positions in one axis."""

@@ -49,7 +49,7 @@ def batch(network: Network) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarr
 
 @dataclass(frozen=True)
 class Layer:
-    """A convolution as it occurs in the network r50, with "same" padding and a bias."""
+    """A convolution as it occurs in the network r50: "same" padding, a bias, and what the network does with the sum."""
 
     size: int
     stride: int
@@ -59,12 +59,14 @@ class Layer:
     """Sides of the square maps; more than one is a pyramid, which is one call for us and several for torch."""
     count: int = 1
     """How often the network has it; 0 for a layer that only shows how speed depends on size."""
+    end: str = ""
+    """What follows: nothing, "relu", or "join": a residual block's shortcut is added, and the sum rectified."""
 
     @property
     def name(self) -> str:
         """For a table."""
         maps = "pyramid" if len(self.maps) > 1 else str(self.maps[0])
-        return f"{self.size}x{self.size} s{self.stride} {self.channels}->{self.filters} @{maps}"
+        return f"{self.size}x{self.size} s{self.stride} {self.channels}->{self.filters} @{maps} {self.end}".strip()
 
     @property
     def outputs(self) -> tuple[int, ...]:
@@ -80,35 +82,39 @@ class Layer:
 
 PYRAMID = (64, 32, 16, 8, 4)
 LAYERS = [
-    Layer(7, 2, 3, 64, (512,)),
-    Layer(1, 1, 64, 64, (128,)),
-    Layer(3, 1, 64, 64, (128,), 3),
-    Layer(1, 1, 64, 256, (128,), 4),
-    Layer(1, 1, 256, 64, (128,), 2),
-    Layer(1, 1, 256, 128, (128,)),
-    Layer(3, 2, 128, 128, (128,)),
+    Layer(7, 2, 3, 64, (512,), 1, "relu"),
+    Layer(1, 1, 64, 64, (128,), 1, "relu"),
+    Layer(3, 1, 64, 64, (128,), 3, "relu"),
+    Layer(1, 1, 64, 256, (128,), 3, "join"),
+    Layer(1, 1, 64, 256, (128,)),
+    Layer(1, 1, 256, 64, (128,), 2, "relu"),
+    Layer(1, 1, 256, 128, (128,), 1, "relu"),
+    Layer(3, 2, 128, 128, (128,), 1, "relu"),
     Layer(1, 2, 256, 512, (128,)),
-    Layer(1, 1, 128, 512, (64,), 4),
-    Layer(1, 1, 512, 128, (64,), 3),
-    Layer(3, 1, 128, 128, (64,), 3),
-    Layer(1, 1, 512, 256, (64,), 2),
-    Layer(3, 2, 256, 256, (64,)),
+    Layer(1, 1, 128, 512, (64,), 4, "join"),
+    Layer(1, 1, 512, 128, (64,), 3, "relu"),
+    Layer(3, 1, 128, 128, (64,), 3, "relu"),
+    Layer(1, 1, 512, 256, (64,), 1, "relu"),
+    Layer(3, 2, 256, 256, (64,), 1, "relu"),
     Layer(1, 2, 512, 1024, (64,)),
-    Layer(1, 1, 256, 1024, (32,), 6),
-    Layer(1, 1, 1024, 256, (32,), 6),
-    Layer(3, 1, 256, 256, (32,), 6),
-    Layer(1, 1, 1024, 512, (32,)),
-    Layer(3, 2, 512, 512, (32,)),
+    Layer(1, 1, 256, 1024, (32,), 6, "join"),
+    Layer(1, 1, 1024, 256, (32,), 5, "relu"),
+    Layer(3, 1, 256, 256, (32,), 5, "relu"),
+    Layer(1, 1, 1024, 512, (32,), 1, "relu"),
+    Layer(3, 2, 512, 512, (32,), 1, "relu"),
     Layer(1, 2, 1024, 2048, (32,)),
-    Layer(1, 1, 512, 2048, (16,), 3),
-    Layer(1, 1, 2048, 512, (16,), 2),
-    Layer(3, 1, 512, 512, (16,), 2),
+    Layer(1, 1, 512, 2048, (16,), 3, "join"),
+    Layer(1, 1, 2048, 512, (16,), 2, "relu"),
+    Layer(3, 1, 512, 512, (16,), 2, "relu"),
+    Layer(1, 1, 512, 256, (64,)),
+    Layer(1, 1, 1024, 256, (32,)),
     Layer(1, 1, 2048, 256, (16,)),
     Layer(3, 1, 256, 256, (64,)),
+    Layer(3, 1, 256, 256, (32,)),
     Layer(3, 1, 256, 256, (16,)),
     Layer(3, 2, 2048, 256, (16,)),
     Layer(3, 2, 256, 256, (8,)),
-    Layer(3, 1, 256, 256, PYRAMID, 8),
+    Layer(3, 1, 256, 256, PYRAMID, 8, "relu"),
     Layer(3, 1, 256, 720, PYRAMID),
     Layer(3, 1, 256, 36, PYRAMID),
     Layer(3, 1, 256, 720, (64,), 0),
@@ -118,7 +124,8 @@ LAYERS = [
 
 
 def layer_arrays(layer: Layer, images: int) -> list[np.ndarray]:
-    """x (N, S, C), weight (F, k, k, C), bias (F,) and dL/dy (N, S', F), levels one after the other."""
+    """x (N, S, C), weight (F, k, k, C), bias (F,), dL/dy (N, S', F) and, if the layer joins it, a shortcut like that;
+    levels one after the other."""
     rng = np.random.default_rng(0)
     inside = sum(side**2 for side in layer.maps)
     outside = sum(side**2 for side in layer.outputs)
@@ -126,6 +133,6 @@ def layer_arrays(layer: Layer, images: int) -> list[np.ndarray]:
         (images, inside, layer.channels),
         (layer.filters, layer.size, layer.size, layer.channels),
         (layer.filters,),
-        (images, outside, layer.filters),
+        *[(images, outside, layer.filters)] * (2 if layer.end == "join" else 1),
     ]
     return [rng.normal(size=shape).astype(np.float32) for shape in shapes]

@@ -90,16 +90,17 @@ class NetworkJob:
 
 
 class LayerJob:
-    """One convolution: forward, or forward and everything backward."""
+    """One convolution with its end: forward, or forward and everything backward."""
 
     def __init__(self, index: int, images: int, backward: bool, layout: str) -> None:
         self.layer, self.backward = LAYERS[index], backward
         format = {"memory_format": LAYOUTS[layout]}
-        x, weight, bias, gy = layer_arrays(self.layer, images)
+        x, weight, bias, gy, *shortcut = layer_arrays(self.layer, images)
         self.x, self.gy = _levels(x, self.layer.maps, format), _levels(gy, self.layer.outputs, format)
+        self.shortcut = _levels(shortcut[0], self.layer.outputs, format) if shortcut else []
         self.weight = torch.from_numpy(weight).permute(0, 3, 1, 2).contiguous(**format)
         self.bias = torch.from_numpy(bias)
-        for tensor in (self.weight, self.bias, *(self.x if self.layer.channels > 3 else ())):
+        for tensor in (self.weight, self.bias, *self.shortcut, *(self.x if self.layer.channels > 3 else ())):
             tensor.requires_grad_(backward)
 
     def run(self) -> None:
@@ -107,12 +108,16 @@ class LayerJob:
         layer = self.layer
         with torch.set_grad_enabled(self.backward):
             self.y = [functional.conv2d(x, self.weight, self.bias, layer.stride, layer.size // 2) for x in self.x]
+            if self.shortcut:
+                self.y = [shortcut + y for shortcut, y in zip(self.shortcut, self.y, strict=True)]
+            if layer.end:
+                self.y = [functional.relu(y, inplace=True) for y in self.y]
         if self.backward:
             torch.autograd.backward(self.y, self.gy)
             self.found = {"gweight": self.weight.grad.permute(0, 2, 3, 1), "gbias": self.bias.grad}
             if self.layer.channels > 3:
                 self.found["gx"] = [x.grad for x in self.x]
-            for tensor in (*self.x, self.weight, self.bias):
+            for tensor in (*self.x, *self.shortcut, self.weight, self.bias):
                 tensor.grad = None
 
     def results(self) -> dict[str, np.ndarray]:
