@@ -42,7 +42,8 @@ class Kernel:
         self.textbook = textbook
         self.fast: dict[str, tuple[str, Callable, Callable]] = {}
         self.narrow: set[str] = set()
-        self._names: dict[tuple, str] = {}
+        self._settled: set[tuple] = set()
+        """Versions for NumPy, and dtypes of the first argument, that run without further questions."""
 
     def faster_on(
         self, library: str, version: str = "fast", *, when: Callable = lambda *_: True, narrow: bool = False
@@ -75,17 +76,18 @@ class Kernel:
     def __call__(self, *args):
         """The result for these arguments, from the version that `choose` names."""
         version, run = self.choose(*args)
+        case = version, args[0].dtype
+        if case in self._settled:  # nearly always; what follows costs more than some kernels
+            return run(*args)
         if is_bfloat16(args[0]) and version not in self.narrow:
             return rounded_once(self, args)
         if version.startswith("numpy:"):
-            name = self._names.get((version, args[0].dtype))
-            if name is None:  # kept, for NumPy takes longer to print a dtype than some kernels to run
-                name = f"{self.__module__}.{self.__name__}/{version}/{args[0].dtype}"
-                self._names[version, args[0].dtype] = name
+            name = f"{self.__module__}.{self.__name__}/{version}/{args[0].dtype}"
             if not trust.trusted(name):
                 result, right = trust.prove(name, run, self.textbook, args)
                 if not right:
                     # A new dictionary: another thread may be going through the old one.
                     self.fast = {other: entry for other, entry in self.fast.items() if other != version}
                 return result
+            self._settled.add(case)
         return run(*args)

@@ -7,13 +7,15 @@ another plan.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 
 from minidet.kernels.convolution.cpu.lanes import LANES, ROWS, WIDTH
 from minidet.kernels.convolution.cpu.microkernel import multiply_rows
 from minidet.kernels.convolution.cpu.panels import padded, vectors_of
 from minidet.kernels.convolution.cpu.plan import Plan
-from minidet.kernels.convolution.cpu.scratch import aligned
+from minidet.kernels.convolution.cpu.scratch import aligned, row_of_zeros
 from minidet.kernels.parallel import parallel
 
 NOTHING = np.zeros(0, dtype=np.float32)
@@ -43,7 +45,7 @@ def gathered_product(
     epilogue = epilogue_of(outputs, scale, bias)
     floor = np.float32(0 if relu else -np.inf)
     _unit(
-        units, units, tiles, x.reshape(-1), C, depth, np.zeros(depth, dtype=np.float32),
+        units, units, tiles, x.reshape(-1), C, depth, row_of_zeros(depth),
         plan.tiles, plan.sources, plan.targets.reshape(-1), plan.read, plan.written,
         panels, len(plan.order), y.reshape(-1), shortcut, outputs, epilogue, floor,
     )  # fmt: skip
@@ -51,7 +53,16 @@ def gathered_product(
 
 
 def epilogue_of(outputs: int, scale, bias):
-    """Scale and shift of every output column, padded to whole vectors: (2, padded), flat."""
+    """Scale and shift of every output column, padded to whole vectors: (2, padded), flat; not to be written to."""
+    return _no_epilogue(outputs) if scale is None and bias is None else _epilogue(outputs, scale, bias)
+
+
+@lru_cache(maxsize=256)
+def _no_epilogue(outputs: int):
+    return _epilogue(outputs, None, None)
+
+
+def _epilogue(outputs: int, scale, bias):
     epilogue = np.zeros((2, padded(outputs)), dtype=np.float32)
     epilogue[0, :outputs] = 1 if scale is None else scale
     if bias is not None:

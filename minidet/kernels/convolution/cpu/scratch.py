@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 import threading
+from functools import lru_cache
 
 import numpy as np
 
@@ -37,3 +38,9 @@ def scratch(purpose: str, size: int) -> np.ndarray:
     if purpose not in arrays or arrays[purpose].size < size:
         arrays[purpose] = aligned(size)
     return arrays[purpose][:size]
+
+
+@lru_cache(maxsize=256)
+def row_of_zeros(numbers: int):
+    """So many zeros, the same ones in every call: what is read outside of a map.  Nobody may write to them."""
+    return np.zeros(numbers, dtype=np.float32)

@@ -20,7 +20,7 @@ from minidet.kernels.convolution.cpu.lanes import LANES, PAIR, ROWS, WIDTH
 from minidet.kernels.convolution.cpu.microkernel import product_rows
 from minidet.kernels.convolution.cpu.panels import padded, vectors_of
 from minidet.kernels.convolution.cpu.plan import NOWHERE
-from minidet.kernels.convolution.cpu.scratch import aligned, scratch
+from minidet.kernels.convolution.cpu.scratch import aligned, row_of_zeros, scratch
 from minidet.kernels.convolution.cpu.transform import (
     INPUT_2,
     INPUT_4,
@@ -140,7 +140,7 @@ def tiled_product(
     pitch, step = padded(C) + LANES, many + 1
     inputs, products = scratch("inputs", units * block * step * pitch), scratch("products", units * block * step * span)
     _unit(
-        units, units, plan.tiles, x.reshape(-1), C, np.zeros(padded(C), np.float32), plan.patches, plan.targets,
+        units, units, plan.tiles, x.reshape(-1), C, row_of_zeros(padded(C)), plan.patches, plan.targets,
         panels, y.reshape(-1), shortcut, outputs, epilogue_of(outputs, scale, bias),
         np.float32(0 if relu else -np.inf), inputs, pitch, products, step, block, span, plan.side,
     )  # fmt: skip

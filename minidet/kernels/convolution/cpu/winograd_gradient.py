@@ -7,13 +7,12 @@ thread touches: the sums stay in a core's cache, and come out the same for any n
 
 from __future__ import annotations
 
-import numpy as np
 from numba import njit
 
 from minidet.kernels.convolution.cpu.lanes import FILTERS, LANES, PAIR
 from minidet.kernels.convolution.cpu.microkernel import accumulate_rows
 from minidet.kernels.convolution.cpu.panels import padded
-from minidet.kernels.convolution.cpu.scratch import LINE, aligned, scratch
+from minidet.kernels.convolution.cpu.scratch import LINE, aligned, row_of_zeros, scratch
 from minidet.kernels.convolution.cpu.transform import (
     GRADIENT_2,
     GRADIENT_4,
@@ -68,7 +67,7 @@ def pointwise_products(x, gy, plan: Tiling):
     left, right = scratch("left", chunk * each_left), scratch("right", chunk * each_right)
     gweight = aligned(F, TAPS, TAPS, C)
     arrays = (
-        x.reshape(-1), gy.reshape(-1), np.zeros(LANES + max(C, F), dtype=np.float32), plan.patches, plan.targets,
+        x.reshape(-1), gy.reshape(-1), row_of_zeros(LANES + max(C, F)), plan.patches, plan.targets,
         left, right, sums, gweight.reshape(-1),
     )  # fmt: skip
     for first in range(0, runs, chunk):
