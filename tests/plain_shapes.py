@@ -58,7 +58,7 @@ def between(limits, chance):
 
 def outline(label, radius_x, radius_y, turn):
     """Every pixel near the object asked by itself."""
-    half_w, half_h = (int(np.ceil(radius * drawing.REACH)) + 1 for radius in (radius_x, radius_y))
+    half_w, half_h = (int(np.ceil(radius * max(drawing.REACH))) + 1 for radius in (radius_x, radius_y))
     ys, xs = np.arange(-half_h, half_h + 1) / radius_y, np.arange(-half_w, half_w + 1) / radius_x
     c, s = cos(turn), sin(turn)
     mask = np.array([[drawing.inside(label, c * x + s * y, c * y - s * x) for x in xs] for y in ys])

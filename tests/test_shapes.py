@@ -70,7 +70,7 @@ def test_as_many_and_as_large_as_promised():
     assert 2.9 < counts.mean() < 3.5
     side = np.sqrt(sides(images=300).prod(axis=1))
     assert side.min() >= 6
-    assert side.max() < 64 * drawing.REACH
+    assert side.max() < 64 * max(drawing.REACH)
     # Log-uniform over 12..64: as many nominal sizes below the geometric mean, 28, as above it.
     assert 22 < np.median(side) < 28
 
@@ -98,7 +98,7 @@ def test_no_object_hides_another(variant):
 def test_the_tiny_are_tiny():
     side = np.sqrt(sides(images=60, variant="tiny").prod(axis=1))
     assert side.min() >= 4
-    assert side.max() < 16 * drawing.REACH + 1
+    assert side.max() < 16 * max(drawing.REACH) + 1
     assert np.median(side) < 11
 
 
@@ -131,7 +131,7 @@ def test_an_outline_fills_its_box_and_stays_in_reach(label):
     for turn in np.linspace(0, 2 * np.pi, 9):
         mask = drawing.outline(label, 20.0, 20.0, turn)
         assert mask[0].any() and mask[-1].any() and mask[:, 0].any() and mask[:, -1].any()
-        assert max(mask.shape) < 2 * 20 * drawing.REACH
+        assert max(mask.shape) < 2 * 20 * drawing.REACH[label]
     # No outline is another one turned: areas, in squared radii, tell most of them apart.
     area = {
         "circle": np.pi, "square": 4 * 0.86**2, "triangle": 1.65**2 / 1.75, "star": 2.02, "ring": 0.7 * np.pi,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -39,7 +39,7 @@ class Augment:
         if self.transpose and swap < 0.5:
             image = image.transpose(1, 0, 2)
             boxes = boxes[:, [1, 0, 3, 2]]
-        return replace(sample, image=image, boxes=boxes)
+        return Sample(image, boxes, sample.labels, sample.image_id, sample.name)
 
 
 def _mirrored(boxes: np.ndarray, axis: int, side: int) -> np.ndarray:

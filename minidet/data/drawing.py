@@ -19,8 +19,8 @@ CLASSES = ("circle", "square", "triangle", "star", "ring", "cross", "ell", "half
 CIRCLE, SQUARE, TRIANGLE, STAR, RING, CROSS, ELL, HALF = range(8)
 TIPS = tuple((cos(2 * pi * k / 5), sin(2 * pi * k / 5)) for k in range(1, 5))
 """Directions of the star's tips but the first, (1, 0)."""
-REACH = 1.28
-"""No outline leaves this multiple of its radius; the corners of the ell come closest."""
+REACH = (1.0, 1.22, 1.1, 1.06, 1.0, 1.05, 1.28, 1.05)
+"""No outline of a class leaves this multiple of its radius."""
 QUANTILES = 2**12
 LAST = np.uint16(QUANTILES - 1)
 COLOUR_GAP = 60
@@ -59,14 +59,16 @@ def outline(label: int, radius_x: float, radius_y: float, turn: float) -> np.nda
     Shapes:
         returns: (h, w)
     """
-    half_w, half_h = ceil(radius_x * REACH) + 1, ceil(radius_y * REACH) + 1
-    mask = np.zeros((2 * half_h + 1, 2 * half_w + 1), np.bool_)
+    half_w, half_h = ceil(radius_x * REACH[label]) + 1, ceil(radius_y * REACH[label]) + 1
+    xs = np.empty(2 * half_w + 1)
+    for column in range(len(xs)):
+        xs[column] = (column - half_w) / radius_x
+    mask = np.zeros((2 * half_h + 1, len(xs)), np.bool_)
     top, bottom, left, right = mask.shape[0], 0, mask.shape[1], 0
     c, s = cos(turn), sin(turn)
     for row in range(mask.shape[0]):
         y = (row - half_h) / radius_y
-        for column in range(mask.shape[1]):
-            x = (column - half_w) / radius_x
+        for column, x in enumerate(xs):
             if inside(label, c * x + s * y, c * y - s * x):
                 mask[row, column] = True
                 top, bottom = min(top, row), max(bottom, row + 1)
