@@ -207,7 +207,8 @@ def pad_batch(
     if size is not None and np.any(largest > size):
         raise ValueError(f"an image of {largest[0]} x {largest[1]} does not fit into {size[0]} x {size[1]}")
     H, W = (-(-int(side) // multiple) * multiple for side in size or largest)
-    batch = np.zeros((len(images), H, W, images[0].shape[2]), images[0].dtype)
+    make = np.empty if np.all(sizes == (H, W)) else np.zeros
+    batch = make((len(images), H, W, images[0].shape[2]), images[0].dtype)
     for padded, image in zip(batch, images, strict=True):
         padded[: image.shape[0], : image.shape[1]] = image
     return batch, sizes

@@ -1,6 +1,6 @@
 """Random numbers inside compiled code: NumPy's generator SFC64, number for number.
 
-NumPy draws one number in the time in which compiled code draws twenty, and its generators cost compiled code seconds.
+A call of NumPy's generator takes as long as a hundred numbers take here, and Numba compiles for seconds to call it.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ def seeded(*numbers: int) -> np.ndarray:
 
     Shapes:
         returns: (6,)
+    Units: numbers below 2**32.
     """
     state = np.zeros(6, np.uint64)
-    state[:3] = np.random.SeedSequence(numbers).generate_state(3, np.uint64)
+    state[:3] = np.random.SeedSequence(np.array(numbers, np.uint32)).generate_state(3, np.uint64)
     state[3] = ONE
     words(state, 12)
     return state
@@ -33,46 +34,37 @@ def words(state: np.ndarray, count: int) -> np.ndarray:
     drawn = np.empty(count, np.uint64)
     a, b, c, counter = int(state[0]), int(state[1]), int(state[2]), int(state[3])
     for i in range(count):
-        drawn[i], a, b, c, counter = _step(a, b, c, counter)
+        word = (a + b + counter) & WHOLE
+        a, b, c = b ^ b >> 11, c + (c << 3) & WHOLE, ((c << 24 | c >> 40) + word) & WHOLE
+        counter = int(counter + ONE)
+        drawn[i] = word
     state[0], state[1], state[2], state[3] = a, b, c, counter
     return drawn
 
 
 @njit(cache=True, nogil=True)
-def _word(state):
-    step = _step(int(state[0]), int(state[1]), int(state[2]), int(state[3]))
-    drawn, state[0], state[1], state[2], state[3] = step
-    return drawn
-
-
-@njit(cache=True, nogil=True)
-def _step(a, b, c, counter):
-    """What is drawn, and the four words from which the next is."""
-    drawn = (a + b + counter) & WHOLE
-    return drawn, b ^ b >> 11, c + (c << 3) & WHOLE, ((c << 24 | c >> 40) + drawn) & WHOLE, int(counter + ONE)
-
-
-@njit(cache=True, nogil=True)
 def uniform(state: np.ndarray, low: float, high: float) -> float:
     """A number from low to below high: `uniform(low, high)`."""
-    return low + (high - low) * ((_word(state) >> 11) * 2.0**-53)
+    return low + (high - low) * ((int(words(state, 1)[0]) >> 11) * 2.0**-53)
 
 
 @njit(cache=True, nogil=True)
-def integer(state: np.ndarray, low: int, high: int) -> int:
-    """A whole number from low to below high, which is between 2 and 2**31 more: `integers(low, high)`.
+def integers(state: np.ndarray, low: int, high: int, count: int) -> np.ndarray:
+    """Whole numbers from low to below high, which is between 2 and 2**31 more: `integers(low, high, count)`.
 
     Source: D. Lemire, Fast Random Integer Generation in an Interval, 2019.
     """
-    many = high - low
-    while True:
+    drawn, many, i = np.empty(count, np.int64), high - low, 0
+    while i < count:
         if state[4]:
             half = int(state[5])
         else:
-            both = _word(state)
+            both = int(words(state, 1)[0])
             half, state[5] = both & HALF, both >> 32
         state[4] = ONE - state[4]
         product = np.int64(half) * many
         # Were none refused, some numbers would be a little more likely than others.
         if product & HALF >= 2**32 % many:
-            return low + (product >> 32)
+            drawn[i] = low + (product >> 32)
+            i += 1
+    return drawn

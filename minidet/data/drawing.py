@@ -13,7 +13,7 @@ import numpy as np
 from numba import njit
 from PIL import Image
 
-from minidet.data.chance import integer, uniform, words
+from minidet.data.chance import integers, uniform, words
 
 CLASSES = ("circle", "square", "triangle", "star", "ring", "cross", "ell", "half")
 CIRCLE, SQUARE, TRIANGLE, STAR, RING, CROSS, ELL, HALF = range(8)
@@ -84,9 +84,12 @@ def background(size: int, state: np.ndarray) -> np.ndarray:
         returns: (3, size, size)
     Units: float32, levels of 255; one plane a colour, so that stripes add to contiguous memory.
     """
-    cells = 2 ** integer(state, 1, 5)
+    cells = 2 ** int(integers(state, 1, 5, 1)[0])
+    base, amplitude = integers(state, 40, 216, 3), int(integers(state, 10, 60, 1)[0])
+    coarse = integers(state, -amplitude, amplitude + 1, 3 * cells**2).reshape(3, cells, cells)
+    coarse += base[:, None, None]
     enlarge = _bicubic(cells, size)
-    planes = enlarge @ _coarse(state, cells) @ enlarge.T
+    planes = enlarge @ coarse.clip(0, 255).astype(np.float32) @ enlarge.T
     if uniform(state, 0.0, 1.0) < 0.4:
         turn, frequency = uniform(state, 0.0, pi), uniform(state, 0.1, 0.8) * 128 / size
         along = np.arange(size, dtype=np.float32) * np.float32(frequency)
@@ -97,20 +100,6 @@ def background(size: int, state: np.ndarray) -> np.ndarray:
     return planes
 
 
-@njit(cache=True, nogil=True)
-def _coarse(state, cells):
-    """The colours (3, cells, cells) between which the field is smooth."""
-    base = [integer(state, 40, 216) for _ in range(3)]
-    amplitude = integer(state, 10, 60)
-    coarse = np.empty((3, cells, cells), np.float32)
-    for channel in range(3):
-        for row in range(cells):
-            for column in range(cells):
-                level = base[channel] + integer(state, -amplitude, amplitude + 1)
-                coarse[channel, row, column] = min(max(level, 0), 255)
-    return coarse
-
-
 @lru_cache(maxsize=16)
 def _bicubic(cells: int, size: int) -> np.ndarray:
     """The matrix (size, cells) that enlarges a column: resizing is linear, so enlarge the identity."""
@@ -118,12 +107,18 @@ def _bicubic(cells: int, size: int) -> np.ndarray:
     return np.asarray(identity.resize((cells, size), Image.Resampling.BICUBIC))
 
 
-@njit(cache=True, nogil=True)
-def paint(planes: np.ndarray, mask: np.ndarray, x: int, y: int, state: np.ndarray, quantiles: np.ndarray) -> None:
+def paint(planes: np.ndarray, mask: np.ndarray, x: int, y: int, state: np.ndarray) -> None:
     """Fill `mask`, its upper left pixel at (x, y), with a colour that differs from what is there.
 
     Half of the objects are grainy.
     """
+    colours = integers(state, 0, 256, 60)
+    strength = uniform(state, 0.0, 12.0) if uniform(state, 0.0, 1.0) < 0.5 else 0.0
+    _fill(planes, mask, x, y, colours, strength, _bits(mask.size, state), normal_quantiles())
+
+
+@njit(cache=True, nogil=True)
+def _fill(planes, mask, x, y, colours, strength, bits, quantiles):
     h, w = mask.shape
     red = green = blue = 0.0
     for row in range(y, y + h):
@@ -131,38 +126,35 @@ def paint(planes: np.ndarray, mask: np.ndarray, x: int, y: int, state: np.ndarra
             red += planes[0, row, column]
             green += planes[1, row, column]
             blue += planes[2, row, column]
-    colours = np.empty((20, 3), np.int64)
-    chosen = -1
-    for n in range(20):
-        for channel in range(3):
-            colours[n, channel] = integer(state, 0, 256)
-        r, g, b = colours[n, 0] - red / mask.size, colours[n, 1] - green / mask.size, colours[n, 2] - blue / mask.size
-        if chosen < 0 and r**2 + g**2 + b**2 > COLOUR_GAP**2:
+    chosen = 0  # should none of twenty be far enough
+    for n in range(0, len(colours), 3):
+        r, g, b = colours[n] - red / mask.size, colours[n + 1] - green / mask.size, colours[n + 2] - blue / mask.size
+        if r * r + g * g + b * b > COLOUR_GAP**2:
             chosen = n
-    chosen = max(chosen, 0)  # should none of twenty be far enough
-    strength = uniform(state, 0.0, 12.0) if uniform(state, 0.0, 1.0) < 0.5 else 0.0
-    bits = words(state, -(-mask.size // 4)).view(np.uint16)
+            break
     for row in range(h):
         for column in range(w):
             if mask[row, column]:
                 grain = strength * quantiles[bits[row * w + column] & LAST]
                 for channel in range(3):
-                    planes[channel, y + row, x + column] = colours[chosen, channel] + grain
+                    planes[channel, y + row, x + column] = colours[chosen + channel] + grain
 
 
-@njit(cache=True, nogil=True)
-def add_noise(planes: np.ndarray, state: np.ndarray, quantiles: np.ndarray) -> np.ndarray:
+def add_noise(planes: np.ndarray, state: np.ndarray) -> np.ndarray:
     """The finished uint8 image: sensor noise of a random strength, then the limits 0 and 255.
 
     Shapes:
         planes: (3, H, W)
         state: (6,)
-        quantiles: (Q,)
         returns: (H, W, 3)
     """
-    _, H, W = planes.shape
     strength = np.float32(uniform(state, 3.0, 20.0))
-    bits = words(state, -(-planes.size // 4)).view(np.uint16)[: planes.size].reshape(planes.shape)
+    return _expose(planes, strength, _bits(planes.size, state).reshape(planes.shape), normal_quantiles())
+
+
+@njit(cache=True, nogil=True)
+def _expose(planes, strength, bits, quantiles):
+    _, H, W = planes.shape
     image = np.empty((H, W, 3), np.uint8)
     darkest, brightest = np.float32(0), np.float32(255)
     for row in range(H):
@@ -171,6 +163,11 @@ def add_noise(planes: np.ndarray, state: np.ndarray, quantiles: np.ndarray) -> n
                 level = planes[channel, row, column] + strength * quantiles[bits[channel, row, column] & LAST]
                 image[row, column, channel] = np.uint8(min(max(level, darkest), brightest))
     return image
+
+
+def _bits(count: int, state: np.ndarray) -> np.ndarray:
+    """Random indices into `normal_quantiles`, and four bits more."""
+    return words(state, -(-count // 4)).view(np.uint16)[:count]
 
 
 @lru_cache(maxsize=1)

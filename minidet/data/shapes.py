@@ -14,7 +14,7 @@ import numpy as np
 from numba import njit
 
 from minidet.data import drawing
-from minidet.data.chance import integer, seeded, uniform
+from minidet.data.chance import integers, seeded, uniform
 from minidet.data.sample import Sample
 
 SPLITS = ("train", "val", "test")
@@ -79,10 +79,10 @@ class Shapes:
     def __getitem__(self, index: int) -> Sample:
         state = self._state(index)
         masks, boxes, labels = _layout(VARIANTS[self.variant], self.image_size, state)
-        planes, quantiles = drawing.background(self.image_size, state), drawing.normal_quantiles()
+        planes = drawing.background(self.image_size, state)
         for mask, (x, y, _, _) in zip(masks, boxes.astype(np.int64), strict=True):
-            drawing.paint(planes, mask, x, y, state, quantiles)
-        return Sample(drawing.add_noise(planes, state, quantiles), boxes, labels, index + 1, self._name(index))
+            drawing.paint(planes, mask, x, y, state)
+        return Sample(drawing.add_noise(planes, state), boxes, labels, index + 1, self._name(index))
 
     def size(self, index: int) -> tuple[int, int]:
         """(H, W) of every image."""
@@ -144,7 +144,7 @@ def shapes(
 def _layout(variant: Variant, size: int, state: np.ndarray) -> tuple[list, np.ndarray, np.ndarray]:
     """What lies where: masks, boxes (G, 4) float32 with whole numbers, labels (G,)."""
     fewest, most = variant.objects
-    wanted = 0 if uniform(state, 0.0, 1.0) < variant.empty else integer(state, fewest, most + 1)
+    wanted = 0 if uniform(state, 0.0, 1.0) < variant.empty else int(integers(state, fewest, most + 1, 1)[0])
     masks, labels, boxes = [], [], np.empty((wanted, 4), np.int64)
     for _ in range(wanted):
         label, mask = _place(boxes, len(masks), size, variant.sizes, variant.aspects, variant.min_side, state)

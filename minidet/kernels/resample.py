@@ -43,8 +43,8 @@ def resample(image, levels, height: int, width: int):
 
 @resample.faster_on("numpy")
 def _resample_numba(image, levels, height: int, width: int):
-    # With channels first no image is contiguous, flipped or not: one compiled version reads them all where they lie.
-    return _resample(image.transpose(2, 0, 1), np.ascontiguousarray(levels), height, width)
+    # With channels between rows and columns no image is contiguous, flipped or not: one compiled version reads all.
+    return _resample(image.transpose(0, 2, 1), np.ascontiguousarray(levels), height, width)
 
 
 @resample.faster_on("cupy")
@@ -57,13 +57,13 @@ def _resample_cuda(image, levels, height: int, width: int):
 
 @njit(cache=True, nogil=True)
 def _resample(image, levels, height, width):
-    C, H, W = image.shape
+    H, C, W = image.shape
     out = np.empty((height, width, C), levels.dtype)
     if (height, width) == (H, W):
         for i in range(H):
             for c in range(C):
                 for j in range(W):
-                    out[i, j, c] = levels[image[c, i, j], c]
+                    out[i, j, c] = levels[image[i, c, j], c]
         return out
     row = np.empty((W, C), levels.dtype)  # one row of the new height, still of the old width
     for i in range(height):
@@ -73,7 +73,7 @@ def _resample(image, levels, height, width):
         t = levels.dtype.type(centre - above)
         for j in range(W):
             for c in range(C):
-                first, second = levels[image[c, above, j], c], levels[image[c, below, j], c]
+                first, second = levels[image[above, c, j], c], levels[image[below, c, j], c]
                 row[j, c] = first + t * (second - first)
         for j in range(width):
             centre = max((j + 0.5) * (W / width) - 0.5, 0.0)
