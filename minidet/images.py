@@ -7,6 +7,7 @@ can then never disagree about what a pixel means.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -163,9 +164,7 @@ class Preprocess:
         Shapes:
             returns: (256, 3)
         """
-        # Pixels in 0..1 are float32 even where the rest is float64, as the reference systems decode them.
-        pixels = np.arange(256, dtype=np.float32) / np.float32(1 / self.scale)
-        return (pixels.astype(dtype)[:, None] - np.array(self.mean, dtype)) / np.array(self.std, dtype)
+        return _levels(self.scale, tuple(self.mean), tuple(self.std), dtype)
 
     def boxes(self, boxes: np.ndarray, old: tuple[int, int], new: tuple[int, int]) -> np.ndarray:
         """Boxes of an image of size `old` (h, w), after it was resized to `new`.
@@ -181,6 +180,15 @@ class Preprocess:
     def boxes_back(self, boxes: np.ndarray, new: tuple[int, int], old: tuple[int, int]) -> np.ndarray:
         """Boxes found in the resized image, in pixels of the original: `boxes` with the sizes swapped."""
         return self.boxes(boxes, new, old)
+
+
+@lru_cache(maxsize=8)
+def _levels(scale, mean, std, dtype):
+    # Pixels in 0..1 are float32 even where the rest is float64, as the reference systems decode them.
+    pixels = np.arange(256, dtype=np.float32) / np.float32(1 / scale)
+    levels = (pixels.astype(dtype)[:, None] - np.array(mean, dtype)) / np.array(std, dtype)
+    levels.setflags(write=False)  # everybody gets this one array
+    return levels
 
 
 def pad_batch(
@@ -199,7 +207,8 @@ def pad_batch(
     if size is not None and np.any(largest > size):
         raise ValueError(f"an image of {largest[0]} x {largest[1]} does not fit into {size[0]} x {size[1]}")
     H, W = (-(-int(side) // multiple) * multiple for side in size or largest)
-    batch = np.zeros((len(images), H, W, images[0].shape[2]), images[0].dtype)
+    make = np.empty if np.all(sizes == (H, W)) else np.zeros
+    batch = make((len(images), H, W, images[0].shape[2]), images[0].dtype)
     for padded, image in zip(batch, images, strict=True):
         padded[: image.shape[0], : image.shape[1]] = image
     return batch, sizes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -32,14 +32,21 @@ class Augment:
         H, W = image.shape[:2]
         if across < self.hflip:
             image = image[:, ::-1]
-            boxes = np.stack([W - boxes[:, 2], boxes[:, 1], W - boxes[:, 0], boxes[:, 3]], axis=1)
+            boxes = _mirrored(boxes, 0, W)
         if down < self.vflip:
             image = image[::-1]
-            boxes = np.stack([boxes[:, 0], H - boxes[:, 3], boxes[:, 2], H - boxes[:, 1]], axis=1)
+            boxes = _mirrored(boxes, 1, H)
         if self.transpose and swap < 0.5:
             image = image.transpose(1, 0, 2)
             boxes = boxes[:, [1, 0, 3, 2]]
-        return replace(sample, image=image, boxes=boxes)
+        return Sample(image, boxes, sample.labels, sample.image_id, sample.name)
+
+
+def _mirrored(boxes: np.ndarray, axis: int, side: int) -> np.ndarray:
+    """What was at x (axis 0) or y (axis 1) is at side - x: the upper limit becomes the lower."""
+    boxes = boxes.copy()
+    boxes[:, axis::2] = side - boxes[:, axis + 2 :: -2]
+    return boxes
 
 
 NONE = Augment(hflip=0.0)

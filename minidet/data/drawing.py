@@ -1,6 +1,6 @@
 """Pictures for the built-in data: rotated outlines on noisy, textured backgrounds.
 
-What visits every pixel is compiled; what is random is drawn outside, from a generator the caller passes.
+What visits every pixel is compiled and draws its own random numbers, from a `state` of chance.py.
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ import numpy as np
 from numba import njit
 from PIL import Image
 
-from minidet.kernels import compiler  # noqa: F401  says where compiled code is kept
+from minidet.data.chance import integers, uniform, words
 
 CLASSES = ("circle", "square", "triangle", "star", "ring", "cross", "ell", "half")
 CIRCLE, SQUARE, TRIANGLE, STAR, RING, CROSS, ELL, HALF = range(8)
 TIPS = tuple((cos(2 * pi * k / 5), sin(2 * pi * k / 5)) for k in range(1, 5))
 """Directions of the star's tips but the first, (1, 0)."""
-REACH = 1.28
-"""No outline leaves this multiple of its radius; the corners of the ell come closest."""
+REACH = (1.0, 1.22, 1.1, 1.06, 1.0, 1.05, 1.28, 1.05)
+"""No outline of a class leaves this multiple of its radius."""
 QUANTILES = 2**12
+LAST = np.uint16(QUANTILES - 1)
 COLOUR_GAP = 60
 """How far, in levels of 255, an object's colour stays from the mean of what lies under it."""
 
@@ -58,14 +59,16 @@ def outline(label: int, radius_x: float, radius_y: float, turn: float) -> np.nda
     Shapes:
         returns: (h, w)
     """
-    half_w, half_h = ceil(radius_x * REACH) + 1, ceil(radius_y * REACH) + 1
-    mask = np.zeros((2 * half_h + 1, 2 * half_w + 1), np.bool_)
+    half_w, half_h = ceil(radius_x * REACH[label]) + 1, ceil(radius_y * REACH[label]) + 1
+    xs = np.empty(2 * half_w + 1)
+    for column in range(len(xs)):
+        xs[column] = (column - half_w) / radius_x
+    mask = np.zeros((2 * half_h + 1, len(xs)), np.bool_)
     top, bottom, left, right = mask.shape[0], 0, mask.shape[1], 0
     c, s = cos(turn), sin(turn)
     for row in range(mask.shape[0]):
         y = (row - half_h) / radius_y
-        for column in range(mask.shape[1]):
-            x = (column - half_w) / radius_x
+        for column, x in enumerate(xs):
             if inside(label, c * x + s * y, c * y - s * x):
                 mask[row, column] = True
                 top, bottom = min(top, row), max(bottom, row + 1)
@@ -73,23 +76,27 @@ def outline(label: int, radius_x: float, radius_y: float, turn: float) -> np.nda
     return mask[top:bottom, left:right]
 
 
-def background(size: int, rng: np.random.Generator) -> np.ndarray:
+def background(size: int, state: np.ndarray) -> np.ndarray:
     """A smooth random colour field, and stripes across four in ten.
 
     Shapes:
+        state: (6,)
         returns: (3, size, size)
     Units: float32, levels of 255; one plane a colour, so that stripes add to contiguous memory.
     """
-    cells = 2 ** int(rng.integers(1, 5))
-    base, amplitude = rng.integers(40, 216, (3, 1, 1)), rng.integers(10, 60)
-    coarse = np.clip(base + rng.integers(-amplitude, amplitude + 1, (3, cells, cells)), 0, 255)
+    cells = 2 ** int(integers(state, 1, 5, 1)[0])
+    base, amplitude = integers(state, 40, 216, 3), int(integers(state, 10, 60, 1)[0])
+    coarse = integers(state, -amplitude, amplitude + 1, 3 * cells**2).reshape(3, cells, cells)
+    coarse += base[:, None, None]
     enlarge = _bicubic(cells, size)
-    planes = enlarge @ coarse.astype(np.float32) @ enlarge.T
-    if rng.random() < 0.4:
-        turn, frequency = rng.random() * pi, rng.uniform(0.1, 0.8) * 128 / size
+    planes = enlarge @ coarse.clip(0, 255).astype(np.float32) @ enlarge.T
+    if uniform(state, 0.0, 1.0) < 0.4:
+        turn, frequency = uniform(state, 0.0, pi), uniform(state, 0.1, 0.8) * 128 / size
         along = np.arange(size, dtype=np.float32) * np.float32(frequency)
-        phase = np.float32(cos(turn)) * along + np.float32(sin(turn)) * along[:, None]
-        planes += np.float32(rng.uniform(5, 20)) * np.sin(phase)
+        stripes = np.float32(cos(turn)) * along + np.float32(sin(turn)) * along[:, None]
+        np.sin(stripes, out=stripes)
+        stripes *= np.float32(uniform(state, 5.0, 20.0))
+        planes += stripes
     return planes
 
 
@@ -100,48 +107,49 @@ def _bicubic(cells: int, size: int) -> np.ndarray:
     return np.asarray(identity.resize((cells, size), Image.Resampling.BICUBIC))
 
 
-def paint(planes: np.ndarray, mask: np.ndarray, corner: tuple[int, int], rng: np.random.Generator) -> None:
-    """Fill `mask`, its upper left pixel at `corner` (x, y), with a colour that differs from what is there.
+def paint(planes: np.ndarray, mask: np.ndarray, x: int, y: int, state: np.ndarray) -> None:
+    """Fill `mask`, its upper left pixel at (x, y), with a colour that differs from what is there.
 
     Half of the objects are grainy.
     """
-    colours = rng.integers(0, 256, (20, 3))
-    strength = rng.uniform(0, 12) if rng.random() < 0.5 else 0.0
-    _fill(planes, mask, *corner, colours, strength, _bits(mask.size, rng), _normal_quantiles())
+    colours = integers(state, 0, 256, 60)
+    strength = uniform(state, 0.0, 12.0) if uniform(state, 0.0, 1.0) < 0.5 else 0.0
+    _fill(planes, mask, x, y, colours, strength, _bits(mask.size, state), normal_quantiles())
 
 
 @njit(cache=True, nogil=True)
 def _fill(planes, mask, x, y, colours, strength, bits, quantiles):
     h, w = mask.shape
-    under = np.zeros(3)
-    for channel in range(3):
-        for row in range(h):
-            for column in range(w):
-                under[channel] += planes[channel, y + row, x + column]
+    red = green = blue = 0.0
+    for row in range(y, y + h):
+        for column in range(x, x + w):
+            red += planes[0, row, column]
+            green += planes[1, row, column]
+            blue += planes[2, row, column]
     chosen = 0  # should none of twenty be far enough
-    for n in range(len(colours)):
-        gap = 0.0
-        for channel in range(3):
-            gap += (colours[n, channel] - under[channel] / mask.size) ** 2
-        if gap > COLOUR_GAP**2:
+    for n in range(0, len(colours), 3):
+        r, g, b = colours[n] - red / mask.size, colours[n + 1] - green / mask.size, colours[n + 2] - blue / mask.size
+        if r * r + g * g + b * b > COLOUR_GAP**2:
             chosen = n
             break
     for row in range(h):
         for column in range(w):
             if mask[row, column]:
-                grain = strength * quantiles[bits[row * w + column]]
+                grain = strength * quantiles[bits[row * w + column] & LAST]
                 for channel in range(3):
-                    planes[channel, y + row, x + column] = colours[chosen, channel] + grain
+                    planes[channel, y + row, x + column] = colours[chosen + channel] + grain
 
 
-def add_noise(planes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def add_noise(planes: np.ndarray, state: np.ndarray) -> np.ndarray:
     """The finished uint8 image: sensor noise of a random strength, then the limits 0 and 255.
 
     Shapes:
         planes: (3, H, W)
+        state: (6,)
         returns: (H, W, 3)
     """
-    return _expose(planes, np.float32(rng.uniform(3, 20)), _bits(planes.size, rng), _normal_quantiles())
+    strength = np.float32(uniform(state, 3.0, 20.0))
+    return _expose(planes, strength, _bits(planes.size, state).reshape(planes.shape), normal_quantiles())
 
 
 @njit(cache=True, nogil=True)
@@ -149,23 +157,24 @@ def _expose(planes, strength, bits, quantiles):
     _, H, W = planes.shape
     image = np.empty((H, W, 3), np.uint8)
     darkest, brightest = np.float32(0), np.float32(255)
-    pixel = 0
-    for channel in range(3):
-        for row in range(H):
-            for column in range(W):
-                level = planes[channel, row, column] + strength * quantiles[bits[pixel]]
+    for row in range(H):
+        for column in range(W):
+            for channel in range(3):
+                level = planes[channel, row, column] + strength * quantiles[bits[channel, row, column] & LAST]
                 image[row, column, channel] = np.uint8(min(max(level, darkest), brightest))
-                pixel += 1
     return image
 
 
-def _bits(count: int, rng: np.random.Generator) -> np.ndarray:
-    """Random indices into `_normal_quantiles`: a normal number for a fraction of the price of drawing one."""
-    return rng.bit_generator.random_raw(-(-count // 4)).view(np.uint16) & np.uint16(QUANTILES - 1)
+def _bits(count: int, state: np.ndarray) -> np.ndarray:
+    """Random indices into `normal_quantiles`, and four bits more."""
+    return words(state, -(-count // 4)).view(np.uint16)[:count]
 
 
 @lru_cache(maxsize=1)
-def _normal_quantiles() -> np.ndarray:
-    """Equally likely values of the normal distribution, the outermost at 3.7."""
+def normal_quantiles() -> np.ndarray:
+    """Equally likely values of the normal distribution, the outermost at 3.7.
+
+    One of them, taken by twelve random bits, is a normal number for a fraction of the price of drawing one.
+    """
     quantile = NormalDist().inv_cdf
     return np.array([quantile((i + 0.5) / QUANTILES) for i in range(QUANTILES)], np.float32)

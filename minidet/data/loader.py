@@ -212,12 +212,12 @@ class Loader:
         samples, images, boxes, labels, dropped = [], [], [], [], 0
         for place in mine:
             sample, image, moved = self._prepare(position + place)
-            wide_enough = np.all(moved[:, 2:] - moved[:, :2] >= 1, axis=1)
+            wide_enough = (moved[:, 2:] - moved[:, :2] >= 1).all(axis=1)
             samples.append(sample)
             images.append(image)
             boxes.append(moved[wide_enough])
             labels.append(sample.labels[wide_enough])
-            dropped += int(np.count_nonzero(~wide_enough))
+            dropped += len(moved) - len(boxes[-1])
         batch, sizes = np.zeros((0, 0, 0, 3), np.float32), np.zeros((0, 2), np.int64)
         if images:
             batch, sizes = pad_batch(images, self.preprocess.pad_multiple, self.pad_to)
@@ -272,5 +272,5 @@ def _check(sample: Sample, classes: int) -> None:
             f"{sample.name}: labels {labels.min()}..{labels.max()} of {classes} classes: they count from 0, and "
             "there is no background class"
         )
-    if not np.all(boxes[:, 2:] > boxes[:, :2]):  # NaN included
+    if not (boxes[:, 2:] > boxes[:, :2]).all():  # NaN included
         raise ValueError(f"{sample.name}: boxes are x1, y1, x2, y2 with x1 < x2 and y1 < y2, got {boxes.tolist()}")

@@ -11,8 +11,10 @@ from math import pi
 from typing import Any
 
 import numpy as np
+from numba import njit
 
 from minidet.data import drawing
+from minidet.data.chance import integers, seeded, uniform
 from minidet.data.sample import Sample
 
 SPLITS = ("train", "val", "test")
@@ -27,22 +29,22 @@ TRIES = 8
 class Variant:
     """How hard the images are; sizes in pixels of a 128-pixel image."""
 
-    sizes: tuple[float, float] = (12, 64)
+    sizes: tuple[float, float] = (12.0, 64.0)
     """Smallest and largest nominal diameter, log-uniform between."""
     objects: tuple[int, int] = (1, 6)
     empty: float = 0.08
     """Part of the images that have no object."""
-    aspects: tuple[float, float] = (1, 1)
+    aspects: tuple[float, float] = (1.0, 1.0)
     """Length : breadth of the bounding box, along either axis; (1, 1) leaves the outlines as they are."""
-    min_side: float = 6
+    min_side: float = 6.0
     """Objects whose box is narrower are drawn again."""
 
 
 VARIANTS = {
     "standard": Variant(),
-    "tiny": Variant(sizes=(6, 16), min_side=4),
-    "crowded": Variant(sizes=(12, 40), objects=(6, 20), empty=0),
-    "elongated": Variant(sizes=(12, 32), aspects=(3, 8), min_side=4),
+    "tiny": Variant(sizes=(6.0, 16.0), min_side=4.0),
+    "crowded": Variant(sizes=(12.0, 40.0), objects=(6, 20), empty=0),
+    "elongated": Variant(sizes=(12.0, 32.0), aspects=(3.0, 8.0), min_side=4.0),
 }
 
 
@@ -75,12 +77,12 @@ class Shapes:
         )
 
     def __getitem__(self, index: int) -> Sample:
-        rng = self._rng(index)
-        masks, boxes, labels = _layout(VARIANTS[self.variant], self.image_size, rng)
-        planes = drawing.background(self.image_size, rng)
-        for mask, box in zip(masks, boxes, strict=True):
-            drawing.paint(planes, mask, (int(box[0]), int(box[1])), rng)
-        return Sample(drawing.add_noise(planes, rng), boxes, labels, index + 1, self._name(index))
+        state = self._state(index)
+        masks, boxes, labels = _layout(VARIANTS[self.variant], self.image_size, state)
+        planes = drawing.background(self.image_size, state)
+        for mask, (x, y, _, _) in zip(masks, boxes.astype(np.int64), strict=True):
+            drawing.paint(planes, mask, x, y, state)
+        return Sample(drawing.add_noise(planes, state), boxes, labels, index + 1, self._name(index))
 
     def size(self, index: int) -> tuple[int, int]:
         """(H, W) of every image."""
@@ -96,7 +98,7 @@ class Shapes:
                 "width": self.image_size,
                 "height": self.image_size,
             })
-            _, boxes, labels = _layout(VARIANTS[self.variant], self.image_size, self._rng(index))
+            _, boxes, labels = _layout(VARIANTS[self.variant], self.image_size, self._state(index))
             for (x1, y1, x2, y2), label in zip(boxes.tolist(), labels.tolist(), strict=True):
                 annotations.append({
                     "id": len(annotations) + 1,
@@ -112,11 +114,10 @@ class Shapes:
     def _name(self, index: int) -> str:
         return f"{self.split}_{index:06d}.png"
 
-    def _rng(self, index: int) -> np.random.Generator:
+    def _state(self, index: int) -> np.ndarray:
         if not 0 <= index < self.images:
             raise IndexError(f"{self!r} has no image {index}")
-        # SFC64 gives normal numbers a third faster than the default, and they are most of an image's cost.
-        return np.random.Generator(np.random.SFC64((self.seed, SPLITS.index(self.split), index)))
+        return seeded(self.seed, SPLITS.index(self.split), index)
 
 
 def shapes(
@@ -140,60 +141,60 @@ def shapes(
     return Shapes(split, images, seed, size, variant)
 
 
-def _layout(
-    variant: Variant, size: int, rng: np.random.Generator
-) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+def _layout(variant: Variant, size: int, state: np.ndarray) -> tuple[list, np.ndarray, np.ndarray]:
     """What lies where: masks, boxes (G, 4) float32 with whole numbers, labels (G,)."""
-    scale = size / 128
-    masks: list[np.ndarray] = []
-    boxes: list[tuple[int, int, int, int]] = []
-    labels: list[int] = []
     fewest, most = variant.objects
-    wanted = 0 if rng.random() < variant.empty else int(rng.integers(fewest, most + 1))
+    wanted = 0 if uniform(state, 0.0, 1.0) < variant.empty else int(integers(state, fewest, most + 1, 1)[0])
+    masks, labels, boxes = [], [], np.empty((wanted, 4), np.int64)
     for _ in range(wanted):
-        for _ in range(TRIES):
-            chance = rng.random(6)
-            label, mask = _draw_object(variant, scale, chance)
-            h, w = mask.shape
-            if max(h, w) >= size or not _wanted(variant, h / scale, w / scale):
-                continue
-            x, y = int(chance[4] * (size - w)), int(chance[5] * (size - h))
-            box = (x, y, x + w, y + h)
-            if any(_too_close(box, other) for other in boxes):
-                continue
+        label, mask = _place(boxes, len(masks), size, variant.sizes, variant.aspects, variant.min_side, state)
+        if label >= 0:
             masks.append(mask)
-            boxes.append(box)
             labels.append(label)
-            break
-    return masks, np.array(boxes, np.float32).reshape(-1, 4), np.array(labels, np.int64)
+    return masks, boxes[: len(masks)].astype(np.float32), np.array(labels, np.int64)
 
 
-def _draw_object(variant: Variant, scale: float, chance: np.ndarray) -> tuple[int, np.ndarray]:
-    """Label and mask, from four of six numbers drawn uniformly from 0..1."""
-    label = int(chance[0] * len(drawing.CLASSES))
-    radius = _log_uniform(variant.sizes, chance[1]) / 2 * scale
-    # Stretched after turning, along x or along y: the box, not only the object, is long and narrow.
-    side = 2 * chance[3] - 1
-    stretch = _log_uniform(variant.aspects, abs(side)) ** (0.5 if side > 0 else -0.5)
-    return label, drawing.outline(label, radius * stretch, radius / stretch, 2 * pi * chance[2])
+@njit(cache=True, nogil=True)
+def _place(boxes, count, size, sizes, aspects, min_side, state):
+    """Label and mask of an object that hides none of the first `count` of `boxes`, and its box behind them.
+
+    Label -1 if none of TRIES found its place.
+    """
+    scale = size / 128
+    for _ in range(TRIES):
+        label = int(uniform(state, 0.0, 8.0))
+        radius = _log_uniform(sizes, uniform(state, 0.0, 1.0)) / 2 * scale
+        turn = uniform(state, 0.0, 2 * pi)
+        # Stretched after turning, along x or along y: the box, not only the object, is long and narrow.
+        side = uniform(state, -1.0, 1.0)
+        stretch = _log_uniform(aspects, abs(side)) ** (0.5 if side > 0 else -0.5)
+        mask = drawing.outline(label, radius * stretch, radius / stretch, turn)
+        h, w = mask.shape
+        x, y = int(uniform(state, 0.0, 1.0) * (size - w)), int(uniform(state, 0.0, 1.0) * (size - h))
+        if max(h, w) >= size or min(h, w) / scale < min_side:
+            continue
+        aspect = (max(h, w) / scale) / (min(h, w) / scale)
+        boxes[count, 0], boxes[count, 1], boxes[count, 2], boxes[count, 3] = x, y, x + w, y + h
+        if (aspects == (1, 1) or aspects[0] <= aspect <= aspects[1]) and not _too_close(boxes, count):
+            return label, mask
+    return -1, mask
 
 
-def _log_uniform(limits: tuple[float, float], chance: float) -> float:
+@njit(cache=True)
+def _log_uniform(limits, chance):
     """A number such that halving and doubling are equally likely."""
     low, high = limits
     return low * (high / low) ** chance
 
 
-def _wanted(variant: Variant, h: float, w: float) -> bool:
-    if min(h, w) < variant.min_side:
-        return False
-    return variant.aspects == (1, 1) or variant.aspects[0] <= max(h, w) / min(h, w) <= variant.aspects[1]
-
-
-def _too_close(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> bool:
-    """Whether two boxes overlap more than MAX_IOU, or one lies in the other by more than MAX_CONTAINED."""
-    w, h = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    if w <= 0 or h <= 0:
-        return False
-    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (a, b)]
-    return w * h > MAX_IOU * (sum(areas) - w * h) or w * h > MAX_CONTAINED * min(areas)
+@njit(cache=True)
+def _too_close(boxes, count):
+    """Whether box `count` and one before it overlap more than MAX_IOU, or one lies in the other by more than
+    MAX_CONTAINED."""
+    x1, y1, x2, y2 = boxes[count]
+    for a1, b1, a2, b2 in boxes[:count]:
+        w, h = min(x2, a2) - max(x1, a1), min(y2, b2) - max(y1, b1)
+        area, other = (x2 - x1) * (y2 - y1), (a2 - a1) * (b2 - b1)
+        if w > 0 and h > 0 and w * h > min(MAX_IOU * (area + other - w * h), MAX_CONTAINED * min(area, other)):
+            return True
+    return False

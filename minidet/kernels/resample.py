@@ -43,7 +43,8 @@ def resample(image, levels, height: int, width: int):
 
 @resample.faster_on("numpy")
 def _resample_numba(image, levels, height: int, width: int):
-    return _resample(np.ascontiguousarray(image), np.ascontiguousarray(levels), height, width)
+    # With channels between rows and columns no image is contiguous, flipped or not: one compiled version reads all.
+    return _resample(image.transpose(0, 2, 1), np.ascontiguousarray(levels), height, width)
 
 
 @resample.faster_on("cupy")
@@ -56,13 +57,13 @@ def _resample_cuda(image, levels, height: int, width: int):
 
 @njit(cache=True, nogil=True)
 def _resample(image, levels, height, width):
-    H, W, C = image.shape
+    H, C, W = image.shape
     out = np.empty((height, width, C), levels.dtype)
     if (height, width) == (H, W):
         for i in range(H):
-            for j in range(W):
-                for c in range(C):
-                    out[i, j, c] = levels[image[i, j, c], c]
+            for c in range(C):
+                for j in range(W):
+                    out[i, j, c] = levels[image[i, c, j], c]
         return out
     row = np.empty((W, C), levels.dtype)  # one row of the new height, still of the old width
     for i in range(height):
@@ -72,7 +73,7 @@ def _resample(image, levels, height, width):
         t = levels.dtype.type(centre - above)
         for j in range(W):
             for c in range(C):
-                first, second = levels[image[above, j, c], c], levels[image[below, j, c], c]
+                first, second = levels[image[above, c, j], c], levels[image[below, c, j], c]
                 row[j, c] = first + t * (second - first)
         for j in range(width):
             centre = max((j + 0.5) * (W / width) - 0.5, 0.0)

@@ -1,0 +1,70 @@
+"""Random numbers inside compiled code: NumPy's generator SFC64, number for number.
+
+A call of NumPy's generator takes as long as a hundred numbers take here, and Numba compiles for seconds to call it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from minidet.kernels import compiler  # noqa: F401  says where compiled code is kept
+
+WHOLE, HALF = 2**64 - 1, 2**32 - 1
+ONE = np.uint64(1)
+
+
+def seeded(*numbers: int) -> np.ndarray:
+    """The state that `SFC64(numbers)` begins with: four words, whether half a word is left over, and that half.
+
+    Shapes:
+        returns: (6,)
+    Units: numbers below 2**32.
+    """
+    state = np.zeros(6, np.uint64)
+    state[:3] = np.random.SeedSequence(np.array(numbers, np.uint32)).generate_state(3, np.uint64)
+    state[3] = ONE
+    words(state, 12)
+    return state
+
+
+@njit(cache=True, nogil=True)
+def words(state: np.ndarray, count: int) -> np.ndarray:
+    """Random bits, 64 to a word: `random_raw(count)`."""
+    drawn = np.empty(count, np.uint64)
+    a, b, c, counter = int(state[0]), int(state[1]), int(state[2]), int(state[3])
+    for i in range(count):
+        word = (a + b + counter) & WHOLE
+        a, b, c = b ^ b >> 11, c + (c << 3) & WHOLE, ((c << 24 | c >> 40) + word) & WHOLE
+        counter = int(counter + ONE)
+        drawn[i] = word
+    state[0], state[1], state[2], state[3] = a, b, c, counter
+    return drawn
+
+
+@njit(cache=True, nogil=True)
+def uniform(state: np.ndarray, low: float, high: float) -> float:
+    """A number from low to below high: `uniform(low, high)`."""
+    return low + (high - low) * ((int(words(state, 1)[0]) >> 11) * 2.0**-53)
+
+
+@njit(cache=True, nogil=True)
+def integers(state: np.ndarray, low: int, high: int, count: int) -> np.ndarray:
+    """Whole numbers from low to below high, which is between 2 and 2**31 more: `integers(low, high, count)`.
+
+    Source: D. Lemire, Fast Random Integer Generation in an Interval, 2019.
+    """
+    drawn, many, i = np.empty(count, np.int64), high - low, 0
+    while i < count:
+        if state[4]:
+            half = int(state[5])
+        else:
+            both = int(words(state, 1)[0])
+            half, state[5] = both & HALF, both >> 32
+        state[4] = ONE - state[4]
+        product = np.int64(half) * many
+        # Were none refused, some numbers would be a little more likely than others.
+        if product & HALF >= 2**32 % many:
+            drawn[i] = low + (product >> 32)
+            i += 1
+    return drawn
