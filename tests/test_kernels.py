@@ -113,8 +113,9 @@ def patches(rng):
 
 
 def pools(rng):
-    for shape, rule in (((2, 7, 6, 3), (3, 2, 1)), ((1, 4, 4, 2), (2, 2, 0))):
+    for shape, rule in (((2, 7, 6, 3), (3, 2, 1)), ((1, 4, 4, 2), (2, 2, 0)), ((1, 9, 7, 2), (7, 1, 3))):
         yield rng.normal(size=shape), *rule
+        yield rng.integers(0, 3, shape).astype(np.float32), *rule
     yield np.zeros((1, 5, 5, 1)), 3, 2, 1  # every tap ties
     x = rng.normal(size=(1, 5, 5, 2)).astype(np.float32)
     x[0, 1, 1, 0] = np.nan

@@ -130,126 +130,143 @@ def _to_affine(weight, bias, mean, variance, eps, affine):
 
 @normalize_groups.faster_on("numpy")
 def _normalize_groups_numba(x, weight, bias, groups: int, eps: float, maps: Maps, relu: bool):
-    weight, bias = weight.astype(x.dtype, copy=False), bias.astype(x.dtype, copy=False)
-    N, x, y = len(x), np.ascontiguousarray(x), np.empty(x.shape, x.dtype)
-    statistics = np.empty((2, N, len(maps), groups), x.dtype)
-    _normalize_image(N, x, weight, bias, eps, _starts(maps), _floor(x, relu), y, *statistics)
+    N, y, statistics = len(x), np.empty(x.shape, x.dtype), np.empty((2, len(x), len(maps), groups), x.dtype)
+    flat, out = np.ascontiguousarray(x).reshape(N, -1), y.reshape(N, -1)
+    _normalize_image(N, flat, weight, bias, eps, _starts(maps), relu, out, statistics)
     return y, statistics
 
 
 @normalize_groups_gradient.faster_on("numpy")
 def _normalize_groups_gradient_numba(x, gy, weight, statistics, eps: float, maps: Maps, y):
-    weight, floor = weight.astype(x.dtype, copy=False), _floor(x, y is not None)
-    x, gy, y = (np.ascontiguousarray(a) for a in (x, gy, x if y is None else y))
-    (N, _, C), gx = x.shape, np.empty(gy.shape, gy.dtype)
-    gweight, gbias = np.zeros((N, C)), np.zeros((N, C))  # a row per image: threads never write to the same sum
-    starts = _starts(maps)
-    _normalize_image_gradient(N, x, gy, weight, *statistics, eps, starts, y, floor, gx, gweight, gbias)
-    return gx, gweight.sum(axis=0).astype(gy.dtype), gbias.sum(axis=0).astype(gy.dtype)
+    N, gx = len(x), np.empty(gy.shape, gy.dtype)
+    sums = np.zeros((N, 2, len(weight)))  # a part for every image: threads never write to the same sum
+    flat = (np.ascontiguousarray(a).reshape(N, -1) for a in (x, gy, x if y is None else y))
+    relu, out = y is not None, gx.reshape(N, -1)
+    _normalize_image_gradient(N, *flat, weight, statistics, eps, _starts(maps), relu, out, sums)
+    gbias, gweight = sums.sum(axis=0).astype(gy.dtype)
+    return gx, gweight, gbias
 
 
-def _floor(x, relu: bool):
-    """What y must exceed: 0, or nothing."""
-    return x.dtype.type(0 if relu else -np.inf)
+# An image stays in cache.  Its numbers are handled a span at a time, several pixels if they have few channels: along a
+# span all loops run through memory and vectorise, for what belongs to a channel is repeated there.
+_SPAN = 256  # numbers, if a pixel has not more; of a small map fewer, or filling a span would take longer than using it
+_RUN = 64  # spans that are added up in the type of x, their sums then in float64
 
 
-# An image stays in cache; its sums are per channel, so that the inner loops run along memory and vectorise, and in
-# float64 after every few pixels.
-_RUN = 64  # pixels
+@njit(cache=True)
+def _repeat(rows, C, span):
+    """Of every row the first C numbers again and again."""
+    for k in range(len(rows)):
+        for place in range(C, span, C):
+            part = rows[k, place : place + C]
+            for c in range(len(part)):
+                part[c] = rows[k, c]
 
 
-@parallel(error_model="numpy")
-def _normalize_image(n, x, weight, bias, eps, starts, floor, y, means, variances):
+@njit(cache=True)
+def _fold(rows, span, totals):
+    """Move every channel's sums along the rows to its totals."""
+    C = totals.shape[1]
+    for k in range(len(rows)):
+        for place in range(0, span, C):
+            part = rows[k, place : place + C]
+            for c in range(len(part)):
+                totals[k, c] += part[c]
+                part[c] = 0
+
+
+@parallel(error_model="numpy", fastmath={"contract"})
+def _normalize_image(n, x, weight, bias, eps, starts, relu, y, statistics):
     """One image.
 
-    One pass finds mean and variance: sums of x - pivot and of its square, with a pixel's value for the
-    pivot, so that a large mean cancels nothing; then each group's from its channels' (Chan et al. 1979).
+    One pass finds mean and variance: sums of x - pivot and of its square, with an element of the group for the
+    pivot, so that a large mean cancels little.
     """
-    x, y, means, variances = x[n], y[n], means[n], variances[n]
-    C, groups = x.shape[1], means.shape[1]
-    width = C // groups
-    total, square = np.empty(C), np.empty(C)
-    part, part_square = np.empty(C, x.dtype), np.empty(C, x.dtype)
-    slope, offset = np.empty(C, x.dtype), np.empty(C, x.dtype)
-    for level in range(starts.size - 1):
-        pixels, out = x[starts[level] : starts[level + 1]], y[starts[level] : starts[level + 1]]
-        count, pivot = len(pixels), pixels[0]
-        total[:] = 0
-        square[:] = 0
-        for first in range(0, count, _RUN):
-            run = pixels[first : first + _RUN]
-            part[:] = 0
-            part_square[:] = 0
-            for s in range(len(run)):
-                for c in range(C):
-                    d = run[s, c] - pivot[c]
-                    part[c] += d
-                    part_square[c] += d * d
-            for c in range(C):
-                total[c] += part[c]
-                square[c] += part_square[c]
-        for g in range(groups):
-            center = spread = 0.0
-            for c in range(g * width, (g + 1) * width):
-                center += (pivot[c] + total[c] / count) / width
-            for c in range(g * width, (g + 1) * width):
-                away = pivot[c] + total[c] / count - center
-                spread += square[c] - total[c] * total[c] / count + count * away * away
-            variance = spread / (count * width)
-            scale = 1 / np.sqrt(variance + eps)
-            means[level, g], variances[level, g] = center, variance
-            for c in range(g * width, (g + 1) * width):
-                slope[c] = scale * weight[c]
-                offset[c] = bias[c] - center * scale * weight[c]
-        for s in range(count):
-            for c in range(C):
-                value = pixels[s, c] * slope[c] + offset[c]
-                out[s, c] = floor if value < floor else value
-
-
-@parallel(error_model="numpy")
-def _normalize_image_gradient(n, x, gy, weight, mean, variance, eps, starts, y, floor, gx, gweight, gbias):
-    x, gy, y, gx, mean, variance, gweight, gbias = x[n], gy[n], y[n], gx[n], mean[n], variance[n], gweight[n], gbias[n]
-    C, groups = x.shape[1], mean.shape[1]
-    width, zero = C // groups, x.dtype.type(0)
-    sum_g, sum_gn = np.empty(C), np.empty(C)
-    along_gy, along_x, constant = np.empty(C, x.dtype), np.empty(C, x.dtype), np.empty(C, x.dtype)
-    center, slope = np.empty(C, x.dtype), np.empty(C, x.dtype)
-    part_g, part_gn = np.empty(C, x.dtype), np.empty(C, x.dtype)
-    for level in range(starts.size - 1):
+    C, groups = len(weight), statistics.shape[3]
+    width, longest, floor = C // groups, C * max(1, _SPAN // C), x.dtype.type(0 if relu else -np.inf)
+    totals, parts, tiles = np.empty((2, C)), np.empty((2, longest), x.dtype), np.empty((3, longest), x.dtype)
+    for j in range(longest):
+        parts[0, j] = parts[1, j] = 0
+    for level in range(len(starts) - 1):
         start, stop = starts[level], starts[level + 1]
-        pixels, values, arriving, out = x[start:stop], y[start:stop], gy[start:stop], gx[start:stop]
-        count = len(pixels) * width
-        for c in range(C):
-            center[c], slope[c] = mean[level, c // width], 1 / np.sqrt(variance[level, c // width] + eps)
-            sum_g[c] = sum_gn[c] = 0
-        for first in range(0, len(pixels), _RUN):
-            inside = slice(first, first + _RUN)
-            run, value, g_run = pixels[inside], values[inside], arriving[inside]
-            part_g[:] = 0
-            part_gn[:] = 0
-            for s in range(len(run)):
-                for c in range(C):
-                    g = g_run[s, c] if value[s, c] > floor else zero
-                    part_g[c] += g
-                    part_gn[c] += g * ((run[s, c] - center[c]) * slope[c])
-            for c in range(C):
-                sum_g[c] += part_g[c]
-                sum_gn[c] += part_gn[c]
-        for c in range(C):
-            gbias[c] += sum_g[c]
-            gweight[c] += sum_gn[c]
+        pixels, out, count = x[n, C * start : C * stop], y[n, C * start : C * stop], (stop - start) * width
+        span = C * max(1, min(_SPAN // C, (stop - start) // 8))
         for group in range(groups):
+            for c in range(group * width, (group + 1) * width):
+                tiles[0, c], totals[0, c], totals[1, c] = pixels[group * width], 0, 0
+        _repeat(tiles[:1], C, span)
+        for place in range(0, len(pixels), span):
+            row = pixels[place : place + span]
+            for j in range(len(row)):
+                d = row[j] - tiles[0, j]
+                parts[0, j] += d
+                parts[1, j] += d * d
+            if place // span % _RUN == _RUN - 1 or place + span >= len(pixels):
+                _fold(parts, span, totals)
+        for group in range(groups):
+            away = spread = 0.0
+            for c in range(group * width, (group + 1) * width):
+                away += totals[0, c]
+                spread += totals[1, c]
+            away /= count
+            spread = spread / count - away * away
+            center, variance = tiles[0, group * width] + away, 0.0 if spread < 0 else spread
+            scale = 1 / np.sqrt(variance + eps)
+            statistics[0, n, level, group], statistics[1, n, level, group] = center, variance
+            for c in range(group * width, (group + 1) * width):
+                tiles[1, c] = scale * weight[c]
+                tiles[2, c] = bias[c] - center * scale * weight[c]
+        _repeat(tiles[1:], C, span)
+        for place in range(0, len(pixels), span):
+            row, out_row = pixels[place : place + span], out[place : place + span]
+            for j in range(len(row)):
+                value = row[j] * tiles[1, j] + tiles[2, j]
+                out_row[j] = floor if value < floor else value
+
+
+@parallel(error_model="numpy", fastmath={"contract"})
+def _normalize_image_gradient(n, x, gy, y, weight, statistics, eps, starts, relu, gx, sums):
+    C, groups = len(weight), statistics.shape[3]
+    width, longest = C // groups, C * max(1, _SPAN // C)
+    zero, floor = x.dtype.type(0), x.dtype.type(0 if relu else -np.inf)
+    totals, parts, tiles = np.empty((2, C)), np.empty((2, longest), x.dtype), np.empty((4, longest), x.dtype)
+    for j in range(longest):
+        parts[0, j] = parts[1, j] = 0
+    for level in range(len(starts) - 1):
+        start, stop = C * starts[level], C * starts[level + 1]
+        pixels, arriving, values, out = x[n, start:stop], gy[n, start:stop], y[n, start:stop], gx[n, start:stop]
+        count, span = (stop - start) // groups, C * max(1, min(_SPAN // C, (stop - start) // (8 * C)))
+        for group in range(groups):
+            for c in range(group * width, (group + 1) * width):
+                tiles[0, c], totals[0, c], totals[1, c] = statistics[0, n, level, group], 0, 0
+        _repeat(tiles[:1], C, span)
+        for place in range(0, len(pixels), span):
+            row, g_row = pixels[place : place + span], arriving[place : place + span]
+            value = values[place : place + span]
+            for j in range(len(row)):
+                g = g_row[j] if value[j] > floor else zero
+                parts[0, j] += g
+                parts[1, j] += g * (row[j] - tiles[0, j])
+            if place // span % _RUN == _RUN - 1 or place + span >= len(pixels):
+                _fold(parts, span, totals)
+        for group in range(groups):
+            scale = 1 / np.sqrt(statistics[1, n, level, group] + eps)
             mean_g = mean_gn = 0.0
             for c in range(group * width, (group + 1) * width):
-                mean_g += sum_g[c] * weight[c] / count
-                mean_gn += sum_gn[c] * weight[c] / count
+                sums[n, 0, c] += totals[0, c]
+                sums[n, 1, c] += totals[1, c] * scale
+                mean_g += totals[0, c] * weight[c]
+                mean_gn += totals[1, c] * weight[c]
+            mean_g, mean_gn = mean_g / count, mean_gn * scale / count
             for c in range(group * width, (group + 1) * width):
-                # dL/dx = slope * (gy * weight - mean_g - (x - center) * slope * mean_gn)
-                along_gy[c] = slope[c] * weight[c]
-                along_x[c] = -slope[c] * slope[c] * mean_gn
-                constant[c] = -slope[c] * mean_g - along_x[c] * center[c]
-        for s in range(len(pixels)):
-            for c in range(C):
-                g = arriving[s, c] if values[s, c] > floor else zero
-                out[s, c] = along_gy[c] * g + along_x[c] * pixels[s, c] + constant[c]
+                # dL/dx = scale * (gy * weight - mean_g - (x - center) * scale * mean_gn)
+                tiles[1, c] = scale * weight[c]
+                tiles[2, c] = -scale * scale * mean_gn
+                tiles[3, c] = scale * (scale * mean_gn * tiles[0, c] - mean_g)
+        _repeat(tiles[1:], C, span)
+        for place in range(0, len(pixels), span):
+            row, g_row = pixels[place : place + span], arriving[place : place + span]
+            value, out_row = values[place : place + span], out[place : place + span]
+            for j in range(len(row)):
+                g = g_row[j] if value[j] > floor else zero
+                out_row[j] = tiles[1, j] * g + (tiles[2, j] * row[j] + tiles[3, j])

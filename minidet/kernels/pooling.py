@@ -61,7 +61,7 @@ def _max_pool_numba(x, size: int, stride: int, padding: int):
     N, H, W, C = x.shape
     P, Q = (output_size(n + 2 * padding, size, stride, 1) for n in (H, W))
     best, winners = np.empty((N, P, Q, C), x.dtype), np.empty((N, P, Q, C), np.uint8)
-    _max_pool_row(N * P, np.ascontiguousarray(x), size, stride, padding, best, winners)
+    _max_pool_row(N * P, np.ascontiguousarray(x), (None,) * size, stride, padding, best, winners)
     return best, winners
 
 
@@ -95,27 +95,48 @@ def _max_pool_gradient_cuda(gy, winners, height: int, width: int, size: int, str
 # The loops over channels store choices instead of branching, and number the winners in the width of the values: so
 # they become vector instructions.
 
+_WRITTEN_OUT = 5
+"""Side of the largest window whose taps the compiler writes out one after the other: it gives up on more."""
+
 
 @parallel
-def _max_pool_row(row, x, size, stride, padding, best, winners):
+def _max_pool_row(row, x, side, stride, padding, best, winners):
+    """A row of the output.
+
+    `side` is a tuple as long as a window's side: its length is part of its type, so that the compiler writes out all
+    taps of a window inside the map, and the best so far stays in a register.
+    """
     _, H, W, C = x.shape
     _, P, Q, _ = best.shape
-    n, p = row // P, row % P
+    n, p, size = row // P, row % P, len(side)
     high, who = np.empty(C, x.dtype), np.empty(C, np.int32)
     for q in range(Q):
-        for c in range(C):
-            high[c], who[c] = -np.inf, 0
-        for i in range(size):
-            for j in range(size):
-                h, w, tap = p * stride + i - padding, q * stride + j - padding, np.int32(i * size + j)
-                if 0 <= h < H and 0 <= w < W:
-                    for c in range(C):
-                        v, b = x[n, h, w, c], high[c]
+        top, left = p * stride - padding, q * stride - padding
+        inside = 0 <= top and top + size <= H and 0 <= left and left + size <= W
+        if size <= _WRITTEN_OUT and inside:
+            for c in range(C):
+                b, winner = x[n, top, left, c], np.int32(0)
+                for i in range(len(side)):
+                    for j in range(len(side)):
+                        v = x[n, top + i, left + j, c]
                         better = not (v <= b) and b == b  # only a NaN differs from itself
-                        high[c] = v if better else b
-                        who[c] = tap if better else who[c]
-        for c in range(C):
-            best[n, p, q, c], winners[n, p, q, c] = high[c], who[c]
+                        b = v if better else b
+                        winner = np.int32(i * size + j) if better else winner
+                best[n, p, q, c], winners[n, p, q, c] = b, winner
+        else:
+            for c in range(C):
+                high[c], who[c] = -np.inf, 0
+            for i in range(size):
+                for j in range(size):
+                    h, w, tap = top + i, left + j, np.int32(i * size + j)
+                    if 0 <= h < H and 0 <= w < W:
+                        for c in range(C):
+                            v, b = x[n, h, w, c], high[c]
+                            better = not (v <= b) and b == b
+                            high[c] = v if better else b
+                            who[c] = tap if better else who[c]
+            for c in range(C):
+                best[n, p, q, c], winners[n, p, q, c] = high[c], who[c]
 
 
 @parallel
