@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 
 from minidet import backend
 from minidet.backend import Array
@@ -60,20 +59,18 @@ def assign_images(anchors: Array, gt_boxes: Sequence[Array], config: MatcherConf
         returns: (N, R) int64
     Source: RetinaNet, arXiv:1708.02002, section 4 "Anchors".
     """
-    xp, shape = backend.namespace(anchors), (len(gt_boxes), anchors.shape[0])
-    matches = xp.full(shape, BACKGROUND, dtype=xp.int64, device=anchors.device)
+    xp = backend.namespace(anchors)
+    matches = xp.full((len(gt_boxes), anchors.shape[0]), BACKGROUND, dtype=xp.int64, device=anchors.device)
     images = [n for n, gt in enumerate(gt_boxes) if gt.shape[0]]
     if not images:
         return matches
     calls = [(anchors, gt_boxes[n]) for n in images]
     best_iou, best_gt, gt_best = zip(*best_matches.each(calls), strict=True)
-    best_iou, best_gt = xp.stack(best_iou), xp.stack(best_gt)
-    claimed = xp.zeros_like(best_gt, dtype=xp.bool)
+    claimed = xp.zeros((), dtype=xp.bool, device=anchors.device)
     if config.low_quality:
-        claims, stops = _claims(xp.concat(gt_best), config), accumulate(gt.shape[0] for _, gt in calls)
-        calls = [(*call, claims[stop - call[1].shape[0] : stop]) for call, stop in zip(calls, stops, strict=True)]
+        calls = [(*call, _claims(best, config)) for call, best in zip(calls, gt_best, strict=True)]
         claimed = xp.stack(claimed_anchors.each(calls))
-    decided = _decide(best_iou, best_gt, claimed, config)
+    decided = _decide(xp.stack(best_iou), xp.stack(best_gt), claimed, config)
     for place, image in enumerate(images):
         matches[image, :] = decided[place, :]
     return matches

@@ -117,8 +117,7 @@ def build_targets(
         matches.reshape(-1)[rows] = classes[chosen]
         positives = np.bincount(images, minlength=len(boxes))
         return Targets(matches, rows, objects[chosen], anchors[rows % R], positives, anchors, highest)
-    each = [matches[n, :] for n in range(len(boxes))]
-    matches = xp.stack([xp.where(m >= 0, m + start, m) for m, start in zip(each, ends[:-1], strict=True)])
+    matches = xp.stack([xp.where((m := matches[n, :]) >= 0, m + start, m) for n, start in enumerate(ends[:-1])])
     positive = matches >= 0
     positives = xp.sum(xp.astype(positive, xp.int64), axis=1)
     chosen = xp.reshape(xp.where(positive, matches, xp.full_like(matches, ends[-1])), (-1,))

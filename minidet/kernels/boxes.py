@@ -8,7 +8,6 @@ from numba import njit
 from minidet import backend
 from minidet.kernels import cuda
 from minidet.kernels.kernel import Kernel
-from minidet.kernels.parallel import parallel
 
 _LANES = 128  # anchors that the fast version handles side by side
 
@@ -66,7 +65,7 @@ def _best_matches_numba(calls):
         return None
     best_iou, best_gt = (np.zeros((len(calls), *anchors.shape[1:]), kind) for kind in (gt.dtype, np.int64))
     gt_best = np.zeros((len(gt), _LANES), gt.dtype)
-    _best_matches(len(calls), anchors, gt, ends, best_iou, best_gt, gt_best)
+    _best_matches(anchors, gt, ends, best_iou, best_gt, gt_best)
     best_iou, best_gt = (a.reshape(len(calls), -1)[:, : len(calls[0][0])] for a in (best_iou, best_gt))
     return list(zip(best_iou, best_gt, np.split(gt_best.max(axis=1), ends[1:-1]), strict=True))
 
@@ -103,7 +102,7 @@ def _claimed_anchors_numba(calls):
     if anchors is None:
         return None
     claimed = np.zeros((len(calls), *anchors.shape[1:]), np.bool_)
-    _claimed_anchors(len(calls), anchors, gt, ends, np.concatenate([call[2] for call in calls]), claimed)
+    _claimed_anchors(anchors, gt, ends, np.concatenate([call[2] for call in calls]), claimed)
     return list(claimed.reshape(len(calls), -1)[:, : len(calls[0][0])])
 
 
@@ -140,29 +139,31 @@ def iou_of(x1, y1, x2, y2, area, u1, v1, u2, v2, other_area):
 # instructions.  A maximum over all of them would not, for its order is fixed: hence one for each lane.
 
 
-@parallel(error_model="numpy")
-def _best_matches(image, anchors, gt, ends, best_iou, best_gt, gt_best):
-    for g in range(ends[image], ends[image + 1]):
-        u1, v1, u2, v2 = gt[g, 0], gt[g, 1], gt[g, 2], gt[g, 3]
-        area, number, most = (u2 - u1) * (v2 - v1), g - ends[image], gt_best[g]
-        for b in range(anchors.shape[1]):
-            best, chosen = best_iou[image, b], best_gt[image, b]
-            for r in range(_LANES):
-                x1, y1, x2, y2 = anchors[0, b, r], anchors[1, b, r], anchors[2, b, r], anchors[3, b, r]
-                iou = iou_of(x1, y1, x2, y2, (x2 - x1) * (y2 - y1), u1, v1, u2, v2, area)
-                better = iou > best[r]
-                best[r] = iou if better else best[r]
-                chosen[r] = number if better else chosen[r]
-                most[r] = iou if iou > most[r] else most[r]
+@njit(cache=True, nogil=True, error_model="numpy")
+def _best_matches(anchors, gt, ends, best_iou, best_gt, gt_best):
+    for n in range(len(best_iou)):
+        for g in range(ends[n], ends[n + 1]):
+            u1, v1, u2, v2 = gt[g, 0], gt[g, 1], gt[g, 2], gt[g, 3]
+            area, number, most = (u2 - u1) * (v2 - v1), g - ends[n], gt_best[g]
+            for b in range(anchors.shape[1]):
+                best, chosen = best_iou[n, b], best_gt[n, b]
+                for r in range(_LANES):
+                    x1, y1, x2, y2 = anchors[0, b, r], anchors[1, b, r], anchors[2, b, r], anchors[3, b, r]
+                    iou = iou_of(x1, y1, x2, y2, (x2 - x1) * (y2 - y1), u1, v1, u2, v2, area)
+                    better = iou > best[r]
+                    best[r] = iou if better else best[r]
+                    chosen[r] = number if better else chosen[r]
+                    most[r] = iou if iou > most[r] else most[r]
 
 
-@parallel(error_model="numpy")
-def _claimed_anchors(image, anchors, gt, ends, gt_best, claimed):
-    for g in range(ends[image], ends[image + 1]):
-        u1, v1, u2, v2, best = gt[g, 0], gt[g, 1], gt[g, 2], gt[g, 3], gt_best[g]
-        area = (u2 - u1) * (v2 - v1)
-        for b in range(anchors.shape[1]):
-            for r in range(_LANES):
-                x1, y1, x2, y2 = anchors[0, b, r], anchors[1, b, r], anchors[2, b, r], anchors[3, b, r]
-                iou = iou_of(x1, y1, x2, y2, (x2 - x1) * (y2 - y1), u1, v1, u2, v2, area)
-                claimed[image, b, r] |= iou == best
+@njit(cache=True, nogil=True, error_model="numpy")
+def _claimed_anchors(anchors, gt, ends, gt_best, claimed):
+    for n in range(len(claimed)):
+        for g in range(ends[n], ends[n + 1]):
+            u1, v1, u2, v2, best = gt[g, 0], gt[g, 1], gt[g, 2], gt[g, 3], gt_best[g]
+            area = (u2 - u1) * (v2 - v1)
+            for b in range(anchors.shape[1]):
+                for r in range(_LANES):
+                    x1, y1, x2, y2 = anchors[0, b, r], anchors[1, b, r], anchors[2, b, r], anchors[3, b, r]
+                    iou = iou_of(x1, y1, x2, y2, (x2 - x1) * (y2 - y1), u1, v1, u2, v2, area)
+                    claimed[n, b, r] |= iou == best

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
 
 import numpy as np
-from numba import njit
 
 from minidet.kernels.pointwise import BLOCK
 
@@ -65,9 +64,3 @@ def blocks(sizes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     row = np.repeat(np.arange(len(sizes)), [-(-size // BLOCK) for size in sizes])
     first = BLOCK * (np.arange(len(row)) - np.searchsorted(row, row))
     return row, first, np.minimum(np.array(sizes)[row] - first, BLOCK)
-
-
-@njit(cache=True)
-def part(table, block, column, memory):
-    """A block's part of the array in a column."""
-    return memory[table[block, 2 + column] : table[block, 2 + column] + table[block, 1]]

@@ -13,7 +13,7 @@ from minidet import backend
 from minidet.kernels import cuda
 from minidet.kernels.kernel import Kernel
 from minidet.kernels.parallel import parallel
-from minidet.kernels.places import over_all, part, writable
+from minidet.kernels.places import over_all, writable
 
 STEP = __file__.replace("adamw", "step")
 
@@ -102,9 +102,10 @@ def _adamw_step_cuda(p, g, m, v, *constants):
 
 @parallel(error_model="numpy")
 def _adamw(block, table, memory, constants):
-    p, g = part(table, block, 0, memory), part(table, block, 1, memory)
-    m, v = part(table, block, 2, memory), part(table, block, 3, memory)
-    c = constants[:, table[block, 0]]
+    line = table[block]
+    size, c = line[1], constants[:, line[0]]
+    p, g = memory[line[2] : line[2] + size], memory[line[3] : line[3] + size]
+    m, v = memory[line[4] : line[4] + size], memory[line[5] : line[5] + size]
     keep, fresh1, beta2, fresh2, eps, rate = c[0], c[1], c[2], c[3], c[4], c[5]
     for i in range(len(p)):
         mean = m[i] + (g[i] - m[i]) * fresh1

@@ -12,7 +12,7 @@ from minidet.autograd import Tensor
 from minidet.backend import Array
 from minidet.kernels.kernel import Kernel
 from minidet.kernels.parallel import parallel
-from minidet.kernels.places import blocks, over_all, part, writable
+from minidet.kernels.places import blocks, over_all, writable
 
 GUARD = 1e-6  # torch.nn.utils.clip_grad_norm_: keeps max_norm / norm finite at a zero gradient
 
@@ -77,7 +77,7 @@ def _squared_lengths_numba(calls):
 
 @parallel(fastmath={"reassoc"})  # else every sum waits for the one before
 def _squares(block, table, memory, sums):
-    g, total = part(table, block, 0, memory), 0.0
+    g, total = memory[table[block, 2] : table[block, 2] + table[block, 1]], 0.0
     for i in range(len(g)):
         total += np.float64(g[i]) * np.float64(g[i])
     sums[block] = total

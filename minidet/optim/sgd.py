@@ -11,7 +11,7 @@ import numpy as np
 from minidet.kernels import cuda
 from minidet.kernels.kernel import Kernel
 from minidet.kernels.parallel import parallel
-from minidet.kernels.places import over_all, part, writable
+from minidet.kernels.places import over_all, writable
 from minidet.optim.adamw import STEP, flat_views
 
 
@@ -78,8 +78,9 @@ def _sgd_step_cuda(p, g, u, *constants):
 
 @parallel
 def _sgd(block, table, memory, constants):
-    p, g, u = part(table, block, 0, memory), part(table, block, 1, memory), part(table, block, 2, memory)
-    c = constants[:, table[block, 0]]
+    line = table[block]
+    size, c = line[1], constants[:, line[0]]
+    p, g, u = memory[line[2] : line[2] + size], memory[line[3] : line[3] + size], memory[line[4] : line[4] + size]
     weight_decay, momentum, direct, through = c[0], c[1], c[2], c[3]
     for i in range(len(p)):
         d = g[i] + weight_decay * p[i]
