@@ -33,7 +33,7 @@ from minidet.detection import (
     postprocess,
 )
 from minidet.detection.anchors import cell_anchors
-from minidet.detection.assignment import assign_from_iou
+from minidet.detection.assignment import assign_from_iou, assign_images
 from minidet.detection.criterion import MOVING_START
 from minidet.ops import bce_with_logits
 
@@ -186,6 +186,20 @@ def test_assign_equals_its_definition_on_the_matrix(xp, low_quality, zero_iou, r
         want = assign_from_iou(kernels.pairwise_iou(gt, anchors), config)
         got = assign(xp.asarray(anchors), xp.asarray(gt), config)
         np.testing.assert_array_equal(backend.to_numpy(got), want)
+
+
+@libraries
+@pytest.mark.parametrize("counts", [(), (0,), (0, 0), (3,), (0, 2, 0, 1, 5, 0)])
+@pytest.mark.parametrize("config", [MatcherConfig(0.5, 0.0), MatcherConfig(low_quality=True, zero_iou=True)], ids=str)
+def test_a_batch_is_matched_as_its_images_are(config, counts, xp, rng):
+    anchors = xp.asarray(boxes(rng, 200, np.float32))
+    objects = [xp.asarray(boxes(rng, count, np.float32)) for count in counts]
+    got = assign_images(anchors, objects, config)
+    assert got.shape == (len(counts), 200) and got.dtype == xp.int64
+    for n, gt in enumerate(objects):
+        want = assign(anchors, gt, config)
+        np.testing.assert_array_equal(backend.to_numpy(got[n, :]), backend.to_numpy(want))
+        assert len(backend.to_numpy(gt)) or (backend.to_numpy(want) == BACKGROUND).all()
 
 
 def test_small_objects_cannot_reach_the_thresholds():

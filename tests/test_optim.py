@@ -3,23 +3,28 @@
 import math
 import time
 
+import numba
 import numpy as np
 import pytest
 
 from minidet import backend
 from minidet.autograd import Tensor
 from minidet.kernels.kernel import only
+from minidet.kernels.places import BLOCK, memory, tabulate
 from minidet.optim import (
     SGD,
     AdamW,
     Optimizer,
     ParameterGroup,
     Schedule,
+    adamw,
     clip_grad_norm,
     gradient_norm,
     linear_rule,
+    sgd,
 )
 from minidet.optim.adamw import adamw_step
+from minidet.optim.clip import squared_length
 from minidet.optim.sgd import sgd_step
 
 LIBRARIES = ("numpy", "array_api_strict")
@@ -98,6 +103,104 @@ def test_fused_steps_equal_their_definitions(kernel, arrays, constants, dtype, s
     tolerance = 1e-13 if dtype == np.float64 else 1e-5
     for a, b in zip(fused, plain, strict=True):
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
+
+
+SHAPES = ((3, 2), (), (BLOCK,), (2, BLOCK + 5), (1,), (7,))
+"""Of parameters: blocks that are full, nearly empty, and several of one parameter."""
+
+
+def steps_of(rule, xp, dtype, spoil=lambda g: g):
+    """Parameters, state and counts after three steps; one parameter has no gradient at first, one never."""
+    rng = np.random.default_rng(3)
+    names = [f"p{n}" for n in range(len(SHAPES))]
+    parameters = {n: Tensor(xp.asarray(rng.normal(size=s).astype(dtype))) for n, s in zip(names, SHAPES, strict=True)}
+    groups = [{n: parameters[n] for n in part} for part in (names[:4], names[4:])]
+    optimizer = Optimizer(rule, [ParameterGroup(groups[0], 0.5, 0.1), ParameterGroup(groups[1])])
+    for step in range(3):
+        for n, p in parameters.items():
+            g = rng.normal(size=p.shape).astype(dtype)
+            if n != "p5" and (n, step) != ("p0", 0):
+                p.grad = xp.asarray(spoil(g))
+        optimizer.step(0.1)
+    assert optimizer.steps == {**dict.fromkeys(names, 3), "p0": 2, "p5": 0}
+    return [p.data for p in parameters.values()] + [a for arrays in optimizer.state.values() for a in arrays]
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_all_parameters_at_once_are_each_by_itself(rule, dtype, monkeypatch):
+    launches = []
+    for module in (adamw, sgd):
+        over_all = module.over_all
+        monkeypatch.setattr(module, "over_all", lambda unit, columns, *a, f=over_all: (
+            launches.append(len(columns[0])) or f(unit, columns, *a)
+        ))  # fmt: skip
+    steps_of(rule, np, dtype)  # whoever is not yet trusted steps alone
+    launches.clear()
+    together = steps_of(rule, np, dtype)
+    assert launches == [3, 1, 4, 1, 4, 1]
+    for kernel in (adamw_step, sgd_step):
+        monkeypatch.setattr(kernel, "many", {})
+    for a, b in zip(together, steps_of(rule, np, dtype), strict=True):
+        np.testing.assert_array_equal(a, b)
+    with only("textbook"):
+        plain = steps_of(rule, backend.load("array_api_strict"), dtype)
+    tolerance = 1e-12 if dtype == np.float64 else 1e-5
+    for a, b in zip(together, plain, strict=True):
+        np.testing.assert_allclose(a, backend.to_numpy(b), rtol=tolerance, atol=tolerance)
+
+
+def read_only(g):
+    g.flags.writeable = False
+    return g
+
+
+@pytest.mark.parametrize("spoil", [np.asfortranarray, read_only, lambda g: g.astype(np.float32)])
+@pytest.mark.parametrize("rule", [SGD(), AdamW()], ids=str)
+def test_gradients_may_lie_as_they_like(rule, spoil):
+    for a, b in zip(steps_of(rule, np, np.float64, spoil), steps_of(rule, np, np.float64), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("rule", [SGD(), AdamW()], ids=str)
+def test_a_gradient_of_another_size_is_refused(rule):
+    parameters = {"p": Tensor(np.zeros(5)), "q": Tensor(np.zeros(4))}
+    for p in parameters.values():
+        p.grad = np.ones(4)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="broadcast"):
+            Optimizer(rule, [ParameterGroup(parameters)]).step(0.1)
+
+
+def test_tables_are_of_arrays_that_can_be_written():
+    a = np.zeros(BLOCK + 8)
+    table = tabulate([[a, a[5:]], [a, a[5:]]])
+    assert table[:, :2].tolist() == [[0, BLOCK], [0, 8], [1, BLOCK], [1, 3]]
+    assert (table[:, 2:] - table[0, 2]).tolist() == [[n, n] for n in (0, BLOCK, 5, BLOCK + 5)]
+    np.testing.assert_array_equal(memory(a.dtype)[table[3, 2] :][:3], a[-3:])
+    a, unaligned = a[:4], np.zeros(33, np.uint8)[1:].view(np.float64)
+    for other in (np.zeros(8)[::2], np.zeros((3, 2)).T, np.zeros(0), np.float32(a), read_only(a + 1), unaligned):
+        assert tabulate([[a, other]]) is None
+    assert tabulate([[a], [np.zeros(5)]]) is tabulate([[np.zeros(4, int)]]) is None
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_squared_lengths_together_are_each_by_itself(dtype, rng):
+    arrays = [rng.normal(size=shape).astype(dtype) for shape in SHAPES]
+    squared_length(arrays[0])  # is trusted then
+    before, lengths = numba.get_num_threads(), []
+    for threads in (1, before):
+        numba.set_num_threads(threads)
+        lengths.append(squared_length.many["numpy:fast"]([(g,) for g in arrays]))
+        np.testing.assert_array_equal(squared_length.each([(g,) for g in arrays]), lengths[0])
+    assert lengths[0] == lengths[1]
+    tolerance = 1e-12 if dtype == np.float64 else 1e-5
+    for g, found in zip(arrays, lengths[0], strict=True):
+        assert found == squared_length(g) and found.dtype == dtype
+        np.testing.assert_allclose(found, squared_length.textbook(g), rtol=tolerance)
+    others = [*arrays, np.zeros(0, dtype), np.ones((2, 3), np.float16).T]
+    np.testing.assert_allclose(squared_length.each([(g,) for g in others]), [*lengths[0], 0, 6], rtol=tolerance)
+    assert squared_length(np.full(2, np.finfo(dtype).max / 2)) == math.inf
 
 
 def test_adamw_writes_through_a_transposed_parameter(rng):

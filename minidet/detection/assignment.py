@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from minidet import backend
@@ -46,13 +47,33 @@ def assign(anchors: Array, gt_boxes: Array, config: MatcherConfig) -> Array:
         best IoU become positive, each for *its own* best object, which may be another.
     Source: RetinaNet, arXiv:1708.02002, section 4 "Anchors".
     """
+    return assign_images(anchors, [gt_boxes], config)[0, :]
+
+
+def assign_images(anchors: Array, gt_boxes: Sequence[Array], config: MatcherConfig) -> Array:
+    """`assign`, for all images of a batch at once.
+
+    Shapes:
+        anchors: (R, 4)
+        gt_boxes: N arrays (G, 4), G may be 0
+        returns: (N, R) int64
+    Source: RetinaNet, arXiv:1708.02002, section 4 "Anchors".
+    """
     xp = backend.namespace(anchors)
-    if gt_boxes.shape[0] == 0:
-        return xp.full(anchors.shape[0], BACKGROUND, dtype=xp.int64, device=anchors.device)
-    best_iou, best_gt, gt_best = best_matches(anchors, gt_boxes)
-    if not config.low_quality:
-        return _decide(best_iou, best_gt, xp.zeros_like(best_gt, dtype=xp.bool), config)
-    return _decide(best_iou, best_gt, claimed_anchors(anchors, gt_boxes, _claims(gt_best, config)), config)
+    matches = xp.full((len(gt_boxes), anchors.shape[0]), BACKGROUND, dtype=xp.int64, device=anchors.device)
+    images = [n for n, gt in enumerate(gt_boxes) if gt.shape[0]]
+    if not images:
+        return matches
+    calls = [(anchors, gt_boxes[n]) for n in images]
+    best_iou, best_gt, gt_best = zip(*best_matches.each(calls), strict=True)
+    claimed = xp.zeros((), dtype=xp.bool, device=anchors.device)
+    if config.low_quality:
+        calls = [(*call, _claims(best, config)) for call, best in zip(calls, gt_best, strict=True)]
+        claimed = xp.stack(claimed_anchors.each(calls))
+    decided = _decide(xp.stack(best_iou), xp.stack(best_gt), claimed, config)
+    for place, image in enumerate(images):
+        matches[image, :] = decided[place, :]
+    return matches
 
 
 def assign_from_iou(iou: Array, config: MatcherConfig) -> Array:
@@ -79,6 +100,6 @@ def _claims(gt_best: Array, config: MatcherConfig) -> Array:
 
 def _decide(best_iou: Array, best_gt: Array, claimed: Array, config: MatcherConfig) -> Array:
     xp = backend.namespace(best_iou)
-    background = xp.full_like(best_gt, BACKGROUND)
-    others = xp.where(best_iou < config.low, background, xp.full_like(best_gt, IGNORE))
+    background, ignore = (xp.full((), n, dtype=xp.int64, device=best_gt.device) for n in (BACKGROUND, IGNORE))
+    others = xp.where(best_iou < config.low, background, ignore)
     return xp.where(claimed | (best_iou >= config.high), best_gt, others)

@@ -11,7 +11,7 @@ import numpy as np
 from minidet import backend
 from minidet.autograd import Tensor
 from minidet.backend import Array
-from minidet.detection.assignment import BACKGROUND, MatcherConfig, assign
+from minidet.detection.assignment import BACKGROUND, MatcherConfig, assign_images
 from minidet.detection.coder import CoderConfig, decode_deltas, encode_boxes
 from minidet.detection.mining import MiningConfig, hard_labels
 from minidet.ops import giou_loss, reshape, sigmoid_focal_loss_sum, smooth_l1, sum, take
@@ -105,20 +105,19 @@ def build_targets(
     """
     xp, (R, _) = backend.namespace(anchors), anchors.shape
     # All images' objects one after the other, and one that stands for none: two arrays to copy to a device.
-    highest = max((int(own.max()) for own in labels if len(own)), default=BACKGROUND)
     objects = xp.asarray(np.concatenate([*boxes, np.zeros((1, 4), boxes[0].dtype)]), device=anchors.device)
-    classes = xp.asarray(np.concatenate([*labels, [0]]).astype(np.int64), device=anchors.device)
+    classes = np.concatenate([*labels, [0]]).astype(np.int64)
+    highest, classes = int(classes[:-1].max(initial=BACKGROUND)), xp.asarray(classes, device=anchors.device)
     ends = np.cumsum([0, *(len(own) for own in boxes)]).tolist()
-    matches = [assign(anchors, objects[start:stop, :], matcher) for start, stop in pairwise(ends)]
+    matches = assign_images(anchors, [objects[start:stop, :] for start, stop in pairwise(ends)], matcher)
     if xp is np:
-        matches = np.stack(matches)
         rows = np.flatnonzero(matches >= 0)
         images = rows // R
         chosen = matches.reshape(-1)[rows] + np.asarray(ends)[images]
         matches.reshape(-1)[rows] = classes[chosen]
         positives = np.bincount(images, minlength=len(boxes))
         return Targets(matches, rows, objects[chosen], anchors[rows % R], positives, anchors, highest)
-    matches = xp.stack([xp.where(m >= 0, m + start, m) for m, start in zip(matches, ends[:-1], strict=True)])
+    matches = xp.stack([xp.where((m := matches[n, :]) >= 0, m + start, m) for n, start in enumerate(ends[:-1])])
     positive = matches >= 0
     positives = xp.sum(xp.astype(positive, xp.int64), axis=1)
     chosen = xp.reshape(xp.where(positive, matches, xp.full_like(matches, ends[-1])), (-1,))

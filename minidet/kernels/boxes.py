@@ -58,15 +58,16 @@ def best_matches(anchors, gt):
     return xp.max(iou, axis=1), best_gt, xp.max(iou, axis=0)
 
 
-@best_matches.faster_on("numpy", when=lambda anchors, gt: anchors.dtype == gt.dtype)
-def _best_matches_numba(anchors, gt):
-    R, dtype = len(anchors), anchors.dtype
-    columns = np.zeros((4, -(-R // _LANES), _LANES), dtype)  # filled up with boxes that overlap nothing
-    columns.reshape(4, -1)[:, :R] = anchors.T
-    best_iou, best_gt = np.zeros(columns.shape[1:], dtype), np.zeros(columns.shape[1:], np.int64)
-    gt_best = np.zeros((len(gt), _LANES), dtype)
-    _best_matches(columns, np.array(gt, order="C"), best_iou, best_gt, gt_best)
-    return best_iou.reshape(-1)[:R], best_gt.reshape(-1)[:R], gt_best.max(axis=1)
+@best_matches.faster_on("numpy", when=lambda anchors, gt: anchors.dtype == gt.dtype, many=True)
+def _best_matches_numba(calls):
+    anchors, gt, ends = _images(calls)
+    if anchors is None:
+        return None
+    best_iou, best_gt = (np.zeros((len(calls), *anchors.shape[1:]), kind) for kind in (gt.dtype, np.int64))
+    gt_best = np.zeros((len(gt), _LANES), gt.dtype)
+    _best_matches(anchors, gt, ends, best_iou, best_gt, gt_best)
+    best_iou, best_gt = (a.reshape(len(calls), -1)[:, : len(calls[0][0])] for a in (best_iou, best_gt))
+    return list(zip(best_iou, best_gt, np.split(gt_best.max(axis=1), ends[1:-1]), strict=True))
 
 
 @best_matches.faster_on("cupy", when=lambda anchors, gt: anchors.dtype == gt.dtype)
@@ -95,11 +96,23 @@ def claimed_anchors(anchors, gt, gt_best):
     return xp.any(pairwise_iou(anchors, gt) == gt_best[None, :], axis=1)
 
 
-@claimed_anchors.faster_on("numpy", when=lambda anchors, gt, _: anchors.dtype == gt.dtype)
-def _claimed_anchors_numba(anchors, gt, gt_best):
-    claimed = np.zeros(len(anchors), np.bool_)
-    _claimed_anchors(np.array(anchors.T, order="C"), np.array(gt, order="C"), gt_best, claimed)
-    return claimed
+@claimed_anchors.faster_on("numpy", when=lambda anchors, gt, _: anchors.dtype == gt.dtype, many=True)
+def _claimed_anchors_numba(calls):
+    anchors, gt, ends = _images(calls)
+    if anchors is None:
+        return None
+    claimed = np.zeros((len(calls), *anchors.shape[1:]), np.bool_)
+    _claimed_anchors(anchors, gt, ends, np.concatenate([call[2] for call in calls]), claimed)
+    return list(claimed.reshape(len(calls), -1)[:, : len(calls[0][0])])
+
+
+def _images(calls):
+    """Anchors by coordinate and lane, None if not all calls have the same; all objects; where each call's begin."""
+    anchors, objects = calls[0][0], [call[1] for call in calls]
+    columns = np.zeros((4, -(-len(anchors) // _LANES), _LANES), anchors.dtype)  # ends with boxes that overlap nothing
+    columns.reshape(4, -1)[:, : len(anchors)] = anchors.T
+    alike = all(call[0] is anchors and call[1].dtype == anchors.dtype for call in calls)
+    return columns if alike else None, np.concatenate(objects), np.cumsum([0, *map(len, objects)])
 
 
 @claimed_anchors.faster_on("cupy", when=lambda anchors, gt, _: anchors.dtype == gt.dtype)
@@ -127,27 +140,30 @@ def iou_of(x1, y1, x2, y2, area, u1, v1, u2, v2, other_area):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _best_matches(anchors, gt, best_iou, best_gt, gt_best):
-    for g in range(len(gt)):
-        u1, v1, u2, v2 = gt[g, 0], gt[g, 1], gt[g, 2], gt[g, 3]
-        area = (u2 - u1) * (v2 - v1)
-        for b in range(len(best_iou)):
-            for r in range(_LANES):
-                x1, y1, x2, y2 = anchors[0, b, r], anchors[1, b, r], anchors[2, b, r], anchors[3, b, r]
-                iou = iou_of(x1, y1, x2, y2, (x2 - x1) * (y2 - y1), u1, v1, u2, v2, area)
-                better = iou > best_iou[b, r]
-                best_iou[b, r] = iou if better else best_iou[b, r]
-                best_gt[b, r] = g if better else best_gt[b, r]
-                gt_best[g, r] = iou if iou > gt_best[g, r] else gt_best[g, r]
+def _best_matches(anchors, gt, ends, best_iou, best_gt, gt_best):
+    for n in range(len(best_iou)):
+        for g in range(ends[n], ends[n + 1]):
+            u1, v1, u2, v2 = gt[g, 0], gt[g, 1], gt[g, 2], gt[g, 3]
+            area, number, most = (u2 - u1) * (v2 - v1), g - ends[n], gt_best[g]
+            for b in range(anchors.shape[1]):
+                best, chosen = best_iou[n, b], best_gt[n, b]
+                for r in range(_LANES):
+                    x1, y1, x2, y2 = anchors[0, b, r], anchors[1, b, r], anchors[2, b, r], anchors[3, b, r]
+                    iou = iou_of(x1, y1, x2, y2, (x2 - x1) * (y2 - y1), u1, v1, u2, v2, area)
+                    better = iou > best[r]
+                    best[r] = iou if better else best[r]
+                    chosen[r] = number if better else chosen[r]
+                    most[r] = iou if iou > most[r] else most[r]
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _claimed_anchors(anchors, gt, gt_best, claimed):
-    X1, Y1, X2, Y2 = anchors[0], anchors[1], anchors[2], anchors[3]
-    for g in range(len(gt)):
-        u1, v1, u2, v2, best = gt[g, 0], gt[g, 1], gt[g, 2], gt[g, 3], gt_best[g]
-        area = (u2 - u1) * (v2 - v1)
-        for r in range(len(claimed)):
-            x1, y1, x2, y2 = X1[r], Y1[r], X2[r], Y2[r]
-            iou = iou_of(x1, y1, x2, y2, (x2 - x1) * (y2 - y1), u1, v1, u2, v2, area)
-            claimed[r] |= iou == best
+def _claimed_anchors(anchors, gt, ends, gt_best, claimed):
+    for n in range(len(claimed)):
+        for g in range(ends[n], ends[n + 1]):
+            u1, v1, u2, v2, best = gt[g, 0], gt[g, 1], gt[g, 2], gt[g, 3], gt_best[g]
+            area = (u2 - u1) * (v2 - v1)
+            for b in range(anchors.shape[1]):
+                for r in range(_LANES):
+                    x1, y1, x2, y2 = anchors[0, b, r], anchors[1, b, r], anchors[2, b, r], anchors[3, b, r]
+                    iou = iou_of(x1, y1, x2, y2, (x2 - x1) * (y2 - y1), u1, v1, u2, v2, area)
+                    claimed[n, b, r] |= iou == best

@@ -7,12 +7,5 @@ from minidet.optim.schedule import Schedule, linear_rule
 from minidet.optim.sgd import SGD
 
 __all__ = [
-    "SGD",
-    "AdamW",
-    "Optimizer",
-    "ParameterGroup",
-    "Schedule",
-    "clip_grad_norm",
-    "gradient_norm",
-    "linear_rule",
-]
+    "SGD", "AdamW", "Optimizer", "ParameterGroup", "Schedule", "clip_grad_norm", "gradient_norm", "linear_rule",
+]  # fmt: skip

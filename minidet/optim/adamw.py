@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
 from minidet import backend
-from minidet.backend import Array
 from minidet.kernels import cuda
 from minidet.kernels.kernel import Kernel
 from minidet.kernels.parallel import parallel
-from minidet.kernels.pointwise import BLOCK
+from minidet.kernels.places import over_all, writable
 
 STEP = __file__.replace("adamw", "step")
 
@@ -46,15 +46,16 @@ class AdamW:
         if self.eps <= 0:
             raise ValueError(f"AdamW: eps must be above 0, got {self.eps}")
 
-    def update(
-        self, p: Array, g: Array, state: tuple[Array, ...], *, step: int, lr: float, weight_decay: float
-    ) -> None:
-        """One step; see the class for the formula."""
+    def update(self, moves: Sequence[tuple], *, steps: Sequence[int], lr: float, weight_decay: float) -> None:
+        """One step of every (p, g, m, v); see the class for the formula."""
         # The corrections are numbers, not arrays: fold them into the rate and eps.
         #   lr * m^ / (sqrt(v^) + eps) = rate * m / (sqrt(v) + eps * root)
-        root = math.sqrt(1 - self.beta2**step)
-        rate = lr * root / (1 - self.beta1**step)
-        adamw_step(p, g, *state, 1 - lr * weight_decay, self.beta1, self.beta2, self.eps * root, rate)
+        numbers = {}
+        for step in set(steps):
+            root = math.sqrt(1 - self.beta2**step)
+            rate = lr * root / (1 - self.beta1**step)
+            numbers[step] = 1 - lr * weight_decay, self.beta1, self.beta2, self.eps * root, rate
+        adamw_step.each([(*arrays, *numbers[step]) for arrays, step in zip(moves, steps, strict=True)])
 
 
 @Kernel
@@ -78,19 +79,19 @@ def adamw_step(p, g, m, v, keep: float, beta1: float, beta2: float, eps: float, 
     p -= rate * m / scale
 
 
+@adamw_step.faster_on("numpy", when=writable, many=True)
+def _adamw_steps_numba(calls):
+    # One pass over memory instead of a dozen, and one loop for all parameters.
+    p, g, m, v, *constants = zip(*calls, strict=True)
+    keep, beta1, beta2, eps, rate = np.array(constants)
+    constants = np.array([keep, 1 - beta1, beta2, 1 - beta2, eps, rate], p[0].dtype)
+    return over_all(_adamw, (p, g, m, v), constants)
+
+
 def flat_views(p, g, *rest) -> bool:
     """Whether p and its state can be written, element by element, through one-dimensional views."""
-    if g.dtype != p.dtype or not p.flags.c_contiguous:
-        return False
-    state = (a for a in rest if not isinstance(a, float | int))
-    return all(a.dtype == p.dtype and a.flags.c_contiguous for a in state)
-
-
-@adamw_step.faster_on("numpy", when=flat_views)
-def _adamw_step_numba(p, g, m, v, keep, beta1, beta2, eps, rate):
-    # One pass over memory instead of a dozen.
-    constants = np.array((keep, 1 - beta1, beta2, 1 - beta2, eps, rate), dtype=p.dtype)
-    _adamw(-(-p.size // BLOCK), p.reshape(-1), g.reshape(-1), m.reshape(-1), v.reshape(-1), constants)
+    state = [a for a in rest if not isinstance(a, float | int)]
+    return g.dtype == p.dtype and all(a.dtype == p.dtype and a.flags.c_contiguous for a in (p, *state))
 
 
 @adamw_step.faster_on("cupy", when=flat_views)
@@ -100,9 +101,11 @@ def _adamw_step_cuda(p, g, m, v, *constants):
 
 
 @parallel(error_model="numpy")
-def _adamw(block, p, g, m, v, c):
-    part = slice(block * BLOCK, (block + 1) * BLOCK)
-    p, g, m, v = p[part], g[part], m[part], v[part]
+def _adamw(block, table, memory, constants):
+    line = table[block]
+    size, c = line[1], constants[:, line[0]]
+    p, g = memory[line[2] : line[2] + size], memory[line[3] : line[3] + size]
+    m, v = memory[line[4] : line[4] + size], memory[line[5] : line[5] + size]
     keep, fresh1, beta2, fresh2, eps, rate = c[0], c[1], c[2], c[3], c[4], c[5]
     for i in range(len(p)):
         mean = m[i] + (g[i] - m[i]) * fresh1

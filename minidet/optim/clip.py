@@ -10,6 +10,9 @@ import numpy as np
 from minidet import backend
 from minidet.autograd import Tensor
 from minidet.backend import Array
+from minidet.kernels.kernel import Kernel
+from minidet.kernels.parallel import parallel
+from minidet.kernels.places import blocks, over_all, writable
 
 GUARD = 1e-6  # torch.nn.utils.clip_grad_norm_: keeps max_norm / norm finite at a zero gradient
 
@@ -17,9 +20,9 @@ GUARD = 1e-6  # torch.nn.utils.clip_grad_norm_: keeps max_norm / norm finite at 
 def gradient_norm(parameters: Iterable[Tensor]) -> Array | float:
     """The Euclidean length of all gradients together, as one long vector; 0 without any.
 
-    Summed in the gradients' own dtype and on their device, where the result stays: to read it is to wait for it.
+    In the gradients' own dtype and on their device, where the result stays: to read it is to wait for it.
     """
-    total = sum(_squared_length(p.grad) for p in parameters if p.grad is not None)
+    total = sum(squared_length.each([(p.grad,) for p in parameters if p.grad is not None]))
     return float(total) ** 0.5 if isinstance(total, int | np.generic) else total**0.5
 
 
@@ -50,7 +53,31 @@ def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> Array | flo
     return norm
 
 
-def _squared_length(g: Array) -> Array:
+@Kernel
+def squared_length(g):
+    """The sum of the squares of all elements.
+
+    Shapes:
+        g: any
+        returns: ()
+    """
     xp = backend.namespace(g)
     flat = xp.reshape(g, (-1,))
     return xp.vecdot(flat, flat)  # reads once and writes nothing, where sum(flat * flat) makes a copy
+
+
+@squared_length.faster_on("numpy", when=writable, many=True)
+def _squared_lengths_numba(calls):
+    gradients = [g for (g,) in calls]
+    row, *_ = blocks(tuple([g.size for g in gradients]))
+    sums = np.zeros(len(row))
+    with np.errstate(over="ignore"):
+        return over_all(_squares, (gradients,), sums) and list(np.bincount(row, sums).astype(gradients[0].dtype))
+
+
+@parallel(fastmath={"reassoc"})  # else every sum waits for the one before
+def _squares(block, table, memory, sums):
+    g, total = memory[table[block, 2] : table[block, 2] + table[block, 1]], 0.0
+    for i in range(len(g)):
+        total += np.float64(g[i]) * np.float64(g[i])
+    sums[block] = total

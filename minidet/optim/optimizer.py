@@ -10,21 +10,18 @@ import numpy as np
 
 from minidet import backend
 from minidet.autograd import Tensor
-from minidet.backend import Array
 
 
 class Rule(Protocol):
-    """How one parameter moves: hyperparameters and a formula, no state (SGD and AdamW are rules).
+    """How parameters move: hyperparameters and a formula, no state (SGD and AdamW are rules).
 
     `state` names the arrays the rule keeps for every parameter, each as large as the parameter.
     """
 
     state: ClassVar[tuple[str, ...]]
 
-    def update(
-        self, p: Array, g: Array, state: tuple[Array, ...], *, step: int, lr: float, weight_decay: float
-    ) -> None:
-        """Write the new values into `p` and into the arrays of `state`; `step` counts from 1."""
+    def update(self, moves: Sequence[tuple], *, steps: Sequence[int], lr: float, weight_decay: float) -> None:
+        """Write the new values into `p` and its state, for every (p, g, *state); their steps count from 1."""
 
 
 @dataclass(frozen=True)
@@ -62,18 +59,12 @@ class Optimizer:
     def step(self, lr: float) -> None:
         """Move every parameter that has a gradient, in place, at `lr` times its group's `lr_scale`."""
         for group in self.groups:
-            for name, parameter in group.parameters.items():
-                if parameter.grad is None:
-                    continue
-                self.steps[name] += 1
-                self.rule.update(
-                    parameter.data,
-                    parameter.grad,
-                    self.state[name],
-                    step=self.steps[name],
-                    lr=lr * group.lr_scale,
-                    weight_decay=group.weight_decay,
-                )
+            moving = {name: p for name, p in group.parameters.items() if p.grad is not None}
+            moves = [(p.data, p.grad, *self.state[name]) for name, p in moving.items()]
+            self.steps.update({name: self.steps[name] + 1 for name in moving})
+            steps = [self.steps[name] for name in moving]
+            self.rule.update(moves, steps=steps, lr=lr * group.lr_scale, weight_decay=group.weight_decay)
+            for parameter in moving.values():
                 parameter.touch()
 
     def clear_gradients(self) -> None:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from minidet.backend import Array
 from minidet.kernels import cuda
 from minidet.kernels.kernel import Kernel
 from minidet.kernels.parallel import parallel
-from minidet.kernels.pointwise import BLOCK
+from minidet.kernels.places import over_all, writable
 from minidet.optim.adamw import STEP, flat_views
 
 
@@ -41,12 +41,10 @@ class SGD:
         if self.nesterov and self.momentum == 0:
             raise ValueError("SGD: nesterov needs a momentum above 0")
 
-    def update(
-        self, p: Array, g: Array, state: tuple[Array, ...], *, step: int, lr: float, weight_decay: float
-    ) -> None:
-        """One step; see the class for the formula."""
+    def update(self, moves: Sequence[tuple], *, steps: Sequence[int], lr: float, weight_decay: float) -> None:
+        """One step of every (p, g, u); see the class for the formula."""
         direct, through = (lr, lr * self.momentum) if self.nesterov else (0.0, lr)
-        sgd_step(p, g, *state, weight_decay, self.momentum, direct, through)
+        sgd_step.each([(*arrays, weight_decay, self.momentum, direct, through) for arrays in moves])
 
 
 @Kernel
@@ -65,10 +63,11 @@ def sgd_step(p, g, u, weight_decay: float, momentum: float, direct: float, throu
     p -= change
 
 
-@sgd_step.faster_on("numpy", when=flat_views)
-def _sgd_step_numba(p, g, u, *constants):
-    # One pass over memory instead of eight.
-    _sgd(-(-p.size // BLOCK), p.reshape(-1), g.reshape(-1), u.reshape(-1), np.asarray(constants, p.dtype))
+@sgd_step.faster_on("numpy", when=writable, many=True)
+def _sgd_steps_numba(calls):
+    # One pass over memory instead of eight, and one loop for all parameters.
+    p, g, u, *constants = zip(*calls, strict=True)
+    return over_all(_sgd, (p, g, u), np.array(constants, p[0].dtype))
 
 
 @sgd_step.faster_on("cupy", when=flat_views)
@@ -78,9 +77,10 @@ def _sgd_step_cuda(p, g, u, *constants):
 
 
 @parallel
-def _sgd(block, p, g, u, c):
-    part = slice(block * BLOCK, (block + 1) * BLOCK)
-    p, g, u = p[part], g[part], u[part]
+def _sgd(block, table, memory, constants):
+    line = table[block]
+    size, c = line[1], constants[:, line[0]]
+    p, g, u = memory[line[2] : line[2] + size], memory[line[3] : line[3] + size], memory[line[4] : line[4] + size]
     weight_decay, momentum, direct, through = c[0], c[1], c[2], c[3]
     for i in range(len(p)):
         d = g[i] + weight_decay * p[i]
