@@ -10,7 +10,7 @@ import pytest
 from minidet import backend
 from minidet.autograd import Tensor
 from minidet.kernels.kernel import only
-from minidet.kernels.places import BLOCK, memory, tabulate
+from minidet.kernels.places import BLOCK, memory, tabulate, writable
 from minidet.optim import (
     SGD,
     AdamW,
@@ -180,8 +180,9 @@ def test_tables_are_of_arrays_that_can_be_written():
     np.testing.assert_array_equal(memory(a.dtype)[table[3, 2] :][:3], a[-3:])
     a, unaligned = a[:4], np.zeros(33, np.uint8)[1:].view(np.float64)
     for other in (np.zeros(8)[::2], np.zeros((3, 2)).T, np.zeros(0), np.float32(a), read_only(a + 1), unaligned):
-        assert tabulate([[a, other]]) is None
-    assert tabulate([[a], [np.zeros(5)]]) is tabulate([[np.zeros(4, int)]]) is None
+        assert tabulate([[a, other]]) is None and not writable(a, other)
+    assert tabulate([[a], [np.zeros(5)]]) is tabulate([[np.zeros(4, int)]]) is tabulate([[np.zeros(0)]]) is None
+    assert writable(a, a[::1], 0.5) and not (writable(np.zeros(4, int)) or writable(np.zeros(0)) or writable(other))
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])

@@ -48,8 +48,9 @@ def tabulate(columns: Sequence[Sequence[np.ndarray]]) -> np.ndarray | None:
 
 
 def writable(*args) -> bool:
-    """Whether the arrays among the arguments have a table, as one row."""
-    return tabulate([[a] for a in args if isinstance(a, np.ndarray)]) is not None
+    """Whether the arrays among the arguments have a table, as one row: asked without making it, which takes longer."""
+    kind, arrays = (args[0].dtype, args[0].size), [a for a in args if isinstance(a, np.ndarray)]
+    return kind[0].char in "fd" and kind[1] > 0 and all((a.dtype, a.size) == kind and a.flags.carray for a in arrays)
 
 
 @cache
