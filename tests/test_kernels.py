@@ -169,14 +169,17 @@ def groups(rng):
         for C, count in ((8, 2), (6, 3), (5, 1)):
             x = rng.normal(1, 2, size=(2, S, C)).astype(dtype)
             weight, bias = rng.normal(size=(2, C)).astype(dtype)
-            yield x, weight, bias, count, 1e-5, MAPS, False
-            yield x[:1].repeat(7, axis=1), weight, bias, count, 1e-5, ((7 * S, 1),), True
-            yield x, weight, bias, count, 1e-5, MAPS, True
+            yield x, weight, bias, None, count, 1e-5, MAPS, False
+            yield x[:1].repeat(7, axis=1), weight, bias, None, count, 1e-5, ((7 * S, 1),), True
+            yield x, weight, bias, None, count, 1e-5, MAPS, True
+            shortcut = rng.normal(size=(C, 2, S)).astype(dtype).transpose(1, 2, 0)  # not contiguous
+            for relu in (False, True):
+                yield x, weight, bias, shortcut, count, 1e-5, MAPS, relu
 
 
 def group_gradients(rng):
-    for x, weight, bias, *rule in groups(rng):
-        y, statistics = kernels.normalize_groups.textbook(x, weight, bias, *rule)
+    for x, weight, bias, shortcut, *rule in groups(rng):
+        y, statistics = kernels.normalize_groups.textbook(x, weight, bias, shortcut, *rule)
         gy = rng.normal(size=y.shape).astype(x.dtype)
         yield x, gy, weight, statistics, 1e-5, rule[2], y if rule[-1] else None
 

@@ -117,7 +117,7 @@ def test_norms_share_out_their_sums(threads, shortest, shares, relu, cupy, rng, 
     for N, C, groups in ((3, 5, 5), (1, 6, 1), (2, 12, 4), (1, 1, 1), (2, 300, 50)):
         x, gy = np.swapaxes(rng.normal(2, 1, size=(2, 71, N, C)), 1, 2)  # not contiguous
         weight, bias = rng.normal(size=(2, C))
-        case = x, weight, bias, groups, 1e-3, maps, relu
+        case = x, weight, bias, gy if relu else None, groups, 1e-3, maps, relu
         y, statistics = kernels.normalize_groups.textbook(*case)
         slopes = x, gy, weight, statistics, 1e-3, maps, np.swapaxes(y.swapaxes(0, 1).copy(), 0, 1) if relu else None
         for kernel, arguments in ((kernels.normalize_groups, case), (kernels.normalize_groups_gradient, slopes)):
@@ -129,8 +129,8 @@ def test_variances_beside_a_large_mean(dtype, mean, bound, cupy, rng):
     x, ones, maps = rng.normal(mean, 1, size=(2, 500, 8)).astype(dtype), np.ones(8, dtype), ((250, 1), (25, 10))
     for first in (mean, 0):  # a first pixel like the others, or unlike them all
         x[:, ::250] = first
-        _, got = test_kernels.call(kernels.normalize_groups, (x, ones, ones, 2, 1e-5, maps, False), cupy)
-        exact = x.astype(np.float64), ones, ones, 2, 1e-5, maps, False
+        _, got = test_kernels.call(kernels.normalize_groups, (x, ones, ones, None, 2, 1e-5, maps, False), cupy)
+        exact = x.astype(np.float64), ones, ones, None, 2, 1e-5, maps, False
         np.testing.assert_allclose(got, kernels.normalize_groups.textbook(*exact)[1], rtol=bound)
 
 
@@ -259,7 +259,7 @@ def test_kernels_for_a_gpu_run_on_it(cupy):
         (kernels.rectify_sum, x, x),
         (kernels.epilogue_gradient, x, x, None),
         (kernels.norm_to_affine, *[x[0, 0, :]] * 4, 1e-5),
-        (kernels.normalize_groups, x, x[0, 0, :], x[0, 0, :], 2, 1e-5, ((40, 1),), True),
+        (kernels.normalize_groups, x, x[0, 0, :], x[0, 0, :], x, 2, 1e-5, ((40, 1),), True),
         (kernels.best_pairs, x[0, ...], 0.05, 10),
     ):
         assert kernel.choose(*args)[0] == "cupy:fast", kernel.__name__

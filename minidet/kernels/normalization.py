@@ -30,16 +30,17 @@ def norm_to_affine(weight, bias, mean, variance, eps: float):
 
 
 @Kernel
-def normalize_groups(x, weight, bias, groups: int, eps: float, maps: Maps, relu: bool):
+def normalize_groups(x, weight, bias, shortcut, groups: int, eps: float, maps: Maps, relu: bool):
     """Subtract the mean and divide by the standard deviation of each image, level and channel group.
 
-    y = act(weight * (x - mean) / sqrt(variance + eps) + bias), with the biased variance; act is the rectifier
-    if `relu`, else the identity.
+    y = act(weight * (x - mean) / sqrt(variance + eps) + bias + shortcut), with the biased variance; act is the
+    rectifier if `relu`, else the identity.
 
     Shapes:
         x: (N, S, C), the levels `maps` one after the other
         weight: (C,)
         bias: (C,)
+        shortcut: (N, S, C) or None for 0
         returns: y (N, S, C), and statistics (2, N, L, groups), mean and variance
     Source: Wu and He, Group Normalization, arXiv:1803.08494, eq. (1), (2), (7).
     """
@@ -55,6 +56,8 @@ def normalize_groups(x, weight, bias, groups: int, eps: float, maps: Maps, relu:
         means.append(xp.reshape(mean, (N, groups)))
         variances.append(xp.reshape(variance, (N, groups)))
     y, statistics = xp.concat(levels, axis=1), xp.stack([xp.stack(each, axis=1) for each in (means, variances)])
+    if shortcut is not None:
+        y = y + shortcut
     return xp.maximum(y, xp.zeros_like(y)) if relu else y, statistics
 
 
@@ -129,10 +132,11 @@ def _to_affine(weight, bias, mean, variance, eps, affine):
 
 
 @normalize_groups.faster_on("numpy")
-def _normalize_groups_numba(x, weight, bias, groups: int, eps: float, maps: Maps, relu: bool):
+def _normalize_groups_numba(x, weight, bias, shortcut, groups: int, eps: float, maps: Maps, relu: bool):
     N, y, statistics = len(x), np.empty(x.shape, x.dtype), np.empty((2, len(x), len(maps), groups), x.dtype)
-    flat, out = np.ascontiguousarray(x).reshape(N, -1), y.reshape(N, -1)
-    _normalize_image(N, flat, weight, bias, eps, _starts(maps), relu, out, statistics)
+    added = shortcut is not None
+    flat, more = (np.ascontiguousarray(a).reshape(N, -1) for a in (x, shortcut if added else x))
+    _normalize_image(N, flat, weight, bias, more, added, eps, _starts(maps), relu, y.reshape(N, -1), statistics)
     return y, statistics
 
 
@@ -141,8 +145,7 @@ def _normalize_groups_gradient_numba(x, gy, weight, statistics, eps: float, maps
     N, gx = len(x), np.empty(gy.shape, gy.dtype)
     sums = np.zeros((N, 2, len(weight)))  # a part for every image: threads never write to the same sum
     flat = (np.ascontiguousarray(a).reshape(N, -1) for a in (x, gy, x if y is None else y))
-    relu, out = y is not None, gx.reshape(N, -1)
-    _normalize_image_gradient(N, *flat, weight, statistics, eps, _starts(maps), relu, out, sums)
+    _normalize_image_gradient(N, *flat, weight, statistics, eps, _starts(maps), y is not None, gx.reshape(N, -1), sums)
     gbias, gweight = sums.sum(axis=0).astype(gy.dtype)
     return gx, gweight, gbias
 
@@ -176,7 +179,7 @@ def _fold(rows, span, totals):
 
 
 @parallel(error_model="numpy", fastmath={"contract"})
-def _normalize_image(n, x, weight, bias, eps, starts, relu, y, statistics):
+def _normalize_image(n, x, weight, bias, shortcut, added, eps, starts, relu, y, statistics):
     """One image.
 
     One pass finds mean and variance: sums of x - pivot and of its square, with an element of the group for the
@@ -184,25 +187,24 @@ def _normalize_image(n, x, weight, bias, eps, starts, relu, y, statistics):
     """
     C, groups = len(weight), statistics.shape[3]
     width, longest, floor = C // groups, C * max(1, _SPAN // C), x.dtype.type(0 if relu else -np.inf)
-    totals, parts, tiles = np.empty((2, C)), np.empty((2, longest), x.dtype), np.empty((3, longest), x.dtype)
-    for j in range(longest):
-        parts[0, j] = parts[1, j] = 0
+    totals, spans = np.empty((2, C)), np.empty((6, longest), x.dtype)  # pivot, both sums, zeros, slope, offset
     for level in range(len(starts) - 1):
         start, stop = starts[level], starts[level + 1]
         pixels, out, count = x[n, C * start : C * stop], y[n, C * start : C * stop], (stop - start) * width
         span = C * max(1, min(_SPAN // C, (stop - start) // 8))
         for group in range(groups):
             for c in range(group * width, (group + 1) * width):
-                tiles[0, c], totals[0, c], totals[1, c] = pixels[group * width], 0, 0
-        _repeat(tiles[:1], C, span)
+                spans[0, c] = pixels[group * width]
+                totals[0, c] = totals[1, c] = spans[1, c] = spans[2, c] = spans[3, c] = 0
+        _repeat(spans[:4], C, span)
         for place in range(0, len(pixels), span):
             row = pixels[place : place + span]
             for j in range(len(row)):
-                d = row[j] - tiles[0, j]
-                parts[0, j] += d
-                parts[1, j] += d * d
+                d = row[j] - spans[0, j]
+                spans[1, j] += d
+                spans[2, j] += d * d
             if place // span % _RUN == _RUN - 1 or place + span >= len(pixels):
-                _fold(parts, span, totals)
+                _fold(spans[1:3], span, totals)
         for group in range(groups):
             away = spread = 0.0
             for c in range(group * width, (group + 1) * width):
@@ -210,17 +212,18 @@ def _normalize_image(n, x, weight, bias, eps, starts, relu, y, statistics):
                 spread += totals[1, c]
             away /= count
             spread = spread / count - away * away
-            center, variance = tiles[0, group * width] + away, 0.0 if spread < 0 else spread
+            center, variance = spans[0, group * width] + away, 0.0 if spread < 0 else spread
             scale = 1 / np.sqrt(variance + eps)
             statistics[0, n, level, group], statistics[1, n, level, group] = center, variance
             for c in range(group * width, (group + 1) * width):
-                tiles[1, c] = scale * weight[c]
-                tiles[2, c] = bias[c] - center * scale * weight[c]
-        _repeat(tiles[1:], C, span)
+                spans[4, c] = scale * weight[c]
+                spans[5, c] = bias[c] - center * scale * weight[c]
+        _repeat(spans[4:], C, span)
         for place in range(0, len(pixels), span):
             row, out_row = pixels[place : place + span], out[place : place + span]
+            more = shortcut[n, C * start + place : C * stop] if added else spans[3]
             for j in range(len(row)):
-                value = row[j] * tiles[1, j] + tiles[2, j]
+                value = row[j] * spans[4, j] + spans[5, j] + more[j]
                 out_row[j] = floor if value < floor else value
 
 
@@ -229,26 +232,24 @@ def _normalize_image_gradient(n, x, gy, y, weight, statistics, eps, starts, relu
     C, groups = len(weight), statistics.shape[3]
     width, longest = C // groups, C * max(1, _SPAN // C)
     zero, floor = x.dtype.type(0), x.dtype.type(0 if relu else -np.inf)
-    totals, parts, tiles = np.empty((2, C)), np.empty((2, longest), x.dtype), np.empty((4, longest), x.dtype)
-    for j in range(longest):
-        parts[0, j] = parts[1, j] = 0
+    totals, spans = np.empty((2, C)), np.empty((6, longest), x.dtype)  # center, both sums, factors of g and x, constant
     for level in range(len(starts) - 1):
         start, stop = C * starts[level], C * starts[level + 1]
-        pixels, arriving, values, out = x[n, start:stop], gy[n, start:stop], y[n, start:stop], gx[n, start:stop]
+        xs, gs, ys, out = x[n, start:stop], gy[n, start:stop], y[n, start:stop], gx[n, start:stop]
         count, span = (stop - start) // groups, C * max(1, min(_SPAN // C, (stop - start) // (8 * C)))
         for group in range(groups):
             for c in range(group * width, (group + 1) * width):
-                tiles[0, c], totals[0, c], totals[1, c] = statistics[0, n, level, group], 0, 0
-        _repeat(tiles[:1], C, span)
-        for place in range(0, len(pixels), span):
-            row, g_row = pixels[place : place + span], arriving[place : place + span]
-            value = values[place : place + span]
+                spans[0, c] = statistics[0, n, level, group]
+                totals[0, c] = totals[1, c] = spans[1, c] = spans[2, c] = 0
+        _repeat(spans[:3], C, span)
+        for place in range(0, len(xs), span):
+            row, g_row, y_row = xs[place : place + span], gs[place : place + span], ys[place : place + span]
             for j in range(len(row)):
-                g = g_row[j] if value[j] > floor else zero
-                parts[0, j] += g
-                parts[1, j] += g * (row[j] - tiles[0, j])
-            if place // span % _RUN == _RUN - 1 or place + span >= len(pixels):
-                _fold(parts, span, totals)
+                g = g_row[j] if y_row[j] > floor else zero
+                spans[1, j] += g
+                spans[2, j] += g * (row[j] - spans[0, j])
+            if place // span % _RUN == _RUN - 1 or place + span >= len(xs):
+                _fold(spans[1:3], span, totals)
         for group in range(groups):
             scale = 1 / np.sqrt(statistics[1, n, level, group] + eps)
             mean_g = mean_gn = 0.0
@@ -260,13 +261,13 @@ def _normalize_image_gradient(n, x, gy, y, weight, statistics, eps, starts, relu
             mean_g, mean_gn = mean_g / count, mean_gn * scale / count
             for c in range(group * width, (group + 1) * width):
                 # dL/dx = scale * (gy * weight - mean_g - (x - center) * scale * mean_gn)
-                tiles[1, c] = scale * weight[c]
-                tiles[2, c] = -scale * scale * mean_gn
-                tiles[3, c] = scale * (scale * mean_gn * tiles[0, c] - mean_g)
-        _repeat(tiles[1:], C, span)
-        for place in range(0, len(pixels), span):
-            row, g_row = pixels[place : place + span], arriving[place : place + span]
-            value, out_row = values[place : place + span], out[place : place + span]
+                spans[3, c] = scale * weight[c]
+                spans[4, c] = -scale * scale * mean_gn
+                spans[5, c] = scale * (scale * mean_gn * spans[0, c] - mean_g)
+        _repeat(spans[3:], C, span)
+        for place in range(0, len(xs), span):
+            row, g_row = xs[place : place + span], gs[place : place + span]
+            y_row, out_row = ys[place : place + span], out[place : place + span]
             for j in range(len(row)):
-                g = g_row[j] if value[j] > floor else zero
-                out_row[j] = tiles[1, j] * g + (tiles[2, j] * row[j] + tiles[3, j])
+                g = g_row[j] if y_row[j] > floor else zero
+                out_row[j] = spans[3, j] * g + (spans[4, j] * row[j] + spans[5, j])

@@ -56,7 +56,8 @@ extern "C" __global__ void gather(const double *from, double *to, const long lon
 }
 
 extern "C" __global__ void normalize(const REAL *__restrict__ x, const Wide *weight, const Wide *bias,
-    const double *sums, Wide *statistics, REAL *__restrict__ y, const long long *plan, long long threads,
+    const double *sums, const REAL *__restrict__ shortcut, long long added, Wide *statistics,
+    REAL *__restrict__ y, const long long *plan, long long threads,
     long long levels, long long S, long long C, long long groups, long long length, double eps,
     long long relu)
 {
@@ -78,6 +79,7 @@ extern "C" __global__ void normalize(const REAL *__restrict__ x, const Wide *wei
     }
     for (long long i = run.begin; i < run.end; i += C) {
         Wide value = (x[i] - mean) * scale * slope + offset;
+        if (added) value += shortcut[i];
         y[i] = relu && value < 0 ? (Wide)0 : value;
     }
 }

@@ -28,12 +28,13 @@ def _norm_to_affine_cuda(weight, bias, mean, variance, eps: float):
 
 
 @normalize_groups.faster_on("cupy", when=lambda x, *_: x.size > 0, narrow=True)
-def _normalize_groups_cuda(x, weight, bias, groups: int, eps: float, maps: Maps, relu: bool):
+def _normalize_groups_cuda(x, weight, bias, shortcut, groups: int, eps: float, maps: Maps, relu: bool):
     xp, x, wide = backend.namespace(x), cuda.contiguous(x), sums_in(x)
     weight, bias = (xp.astype(a, wide, copy=False) for a in (weight, bias))
     start, sums = _runs(x, maps, groups, float(eps), int(relu))
     y, statistics = xp.empty(x.shape, dtype=x.dtype), xp.empty((2, len(x), len(maps), groups), dtype=wide)
-    start("normalize", x, weight, bias, sums("moments", x), statistics, y)
+    more = x if shortcut is None else cuda.contiguous(xp.astype(shortcut, x.dtype, copy=False))
+    start("normalize", x, weight, bias, sums("moments", x), more, int(shortcut is not None), statistics, y)
     return y, statistics
 
 

@@ -112,8 +112,7 @@ def _max_pool_row(row, x, side, stride, padding, best, winners):
     high, who = np.empty(C, x.dtype), np.empty(C, np.int32)
     for q in range(Q):
         top, left = p * stride - padding, q * stride - padding
-        inside = 0 <= top and top + size <= H and 0 <= left and left + size <= W
-        if size <= _WRITTEN_OUT and inside:
+        if size <= _WRITTEN_OUT and 0 <= top <= H - size and 0 <= left <= W - size:
             for c in range(C):
                 b, winner = x[n, top, left, c], np.int32(0)
                 for i in range(len(side)):
@@ -144,18 +143,15 @@ def _max_pool_row_gradient(row, gy, winners, size, stride, padding, gx):
     """A row of the input collects from all windows that contain it: windows overlap, their rows do not."""
     _, H, W, C = gx.shape
     _, P, Q, _ = gy.shape
-    n, h = row // H, row % H
-    zero, who = gy.dtype.type(0), np.empty(C, np.int32)
+    n, h, zero = row // H, row % H, gy.dtype.type(0)
     for w in range(W):
         for c in range(C):
             gx[n, h, w, c] = zero
     below = h + padding
     for p in range(max(0, (below - size) // stride + 1), min(P, below // stride + 1)):
         for q in range(Q):
-            for c in range(C):
-                who[c] = winners[n, p, q, c]
             for j in range(size):
                 w, tap = q * stride + j - padding, np.int32((below - p * stride) * size + j)
                 if 0 <= w < W:
                     for c in range(C):
-                        gx[n, h, w, c] += gy[n, p, q, c] if who[c] == tap else zero
+                        gx[n, h, w, c] += gy[n, p, q, c] if winners[n, p, q, c] == tap else zero

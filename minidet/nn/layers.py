@@ -82,17 +82,22 @@ class BatchNorm2d(Module):
         self.running_mean = np.zeros(channels, np.float32)
         self.running_var = np.ones(channels, np.float32)
 
-    def __call__(self, x: Tensor, maps: Maps | None = None, *, relu: bool = False) -> Tensor:
-        """(N, ..., C) -> the same, rectified if `relu`; in training the running statistics move, by `momentum`,
-        towards the batch's.
+    def __call__(
+        self, x: Tensor, maps: Maps | None = None, *, shortcut: Tensor | None = None, relu: bool = False
+    ) -> Tensor:
+        """(N, ..., C) -> the same, plus the shortcut, rectified if `relu`; in training the running statistics move, by
+        `momentum`, towards the batch's.
 
         On a pyramid (N, S, C) all levels share the statistics.
         """
         if self.frozen or not self.training:
             wide = astype(x, sums_in(x.data))
             y = batch_norm(wide, self.weight, self.bias, self.running_mean, self.running_var, eps=self.eps)
-            return rectify(astype(y, x.dtype)) if relu else astype(y, x.dtype)
-        y, mean, variance = batch_norm_training(x, self.weight, self.bias, eps=self.eps, relu=relu)
+            y = astype(y, x.dtype)
+            if shortcut is not None:
+                return add_relu(y, shortcut) if relu else y + shortcut
+            return rectify(y) if relu else y
+        y, mean, variance = batch_norm_training(x, self.weight, self.bias, eps=self.eps, shortcut=shortcut, relu=relu)
         if not recording():
             return y
         for name, new in (("running_mean", mean), ("running_var", variance)):
@@ -141,9 +146,9 @@ class GroupNorm(Module):
         self.weight = Tensor(np.ones(channels, np.float32), requires_grad=True)
         self.bias = Tensor(np.zeros(channels, np.float32), requires_grad=True)
 
-    def __call__(self, x: Tensor, maps: Maps | None = None, *, relu: bool = False) -> Tensor:
-        """(N, H, W, C), or (N, S, C) with its `maps` -> the same, rectified if `relu`."""
-        return group_norm(x, self.weight, self.bias, groups=self.groups, eps=self.eps, maps=maps, relu=relu)
+    def __call__(self, x: Tensor, maps: Maps | None = None, **end) -> Tensor:
+        """(N, H, W, C), or (N, S, C) with its `maps` -> the same; `shortcut` and `relu` as `group_norm` has them."""
+        return group_norm(x, self.weight, self.bias, groups=self.groups, eps=self.eps, maps=maps, **end)
 
 
 @dataclass(frozen=True)
@@ -183,7 +188,7 @@ class ConvNorm(Module):
     """Convolution, normalization, rectifier: y = relu(norm(conv(x))), or y = relu(norm(conv(x)) + shortcut).
 
     The only place that fuses: with a frozen norm, or none, all of it is one `conv2d`; other norms take in the
-    rectifier, unless there is a shortcut.  The convolution has a bias only if no norm follows, which would undo it.
+    shortcut and the rectifier.  The convolution has a bias only if no norm follows, which would undo it.
     """
 
     def __init__(self, channels: int, filters: int, size: int, norm: Norm, *, relu: bool = True, **conv):
@@ -198,7 +203,4 @@ class ConvNorm(Module):
         if isinstance(self.norm, FrozenBatchNorm2d):
             scale, offset = self.norm.affine(sums_in(x.data))
             return self.conv.fused(x, maps, Tensor(offset), scale=scale, shortcut=shortcut, relu=self.relu)
-        if shortcut is None:
-            return self.norm(self.conv(x, maps), maps, relu=self.relu)
-        y = self.norm(self.conv(x, maps), maps)
-        return add_relu(y, shortcut) if self.relu else y + shortcut
+        return self.norm(self.conv(x, maps), maps, shortcut=shortcut, relu=self.relu)

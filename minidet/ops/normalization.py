@@ -6,7 +6,7 @@ import math
 
 from minidet.autograd import Tensor, record
 from minidet.backend import Array
-from minidet.kernels import normalize_groups, normalize_groups_gradient
+from minidet.kernels import normalize_groups, normalize_groups_gradient, rectify_gradient
 from minidet.kernels.precision import sums_in
 
 
@@ -45,23 +45,26 @@ def batch_norm(x: Tensor, weight: Tensor, bias: Tensor, mean: Array, variance: A
 
 
 def batch_norm_training(
-    x: Tensor, weight: Tensor, bias: Tensor, *, eps: float, relu: bool = False
+    x: Tensor, weight: Tensor, bias: Tensor, *, eps: float, shortcut: Tensor | None = None, relu: bool = False
 ) -> tuple[Tensor, Array, Array]:
-    """Normalize with the batch's own mean and biased variance over images and positions, and rectify if asked to.
+    """Normalize with the batch's own mean and biased variance over images and positions, add what a residual block
+    adds, and rectify if asked to.
 
     Shapes:
         x: (N, H, W, C)
         weight: (C,)
         bias: (C,)
+        shortcut: the shape of x
         returns: y (N, H, W, C), and mean (C,) and *unbiased* variance (C,) for the running statistics
     Backward:
         with n = (x - mean) / sqrt(variance + eps), d = dL/dy where y > 0 if `relu`, else dL/dy, and g = weight * d:
         dL/dx       (g - mean(g) - n * mean(g * n)) / sqrt(variance + eps)
         dL/dweight  sums d * n over images and positions
         dL/dbias    sums d over images and positions
+        dL/dshortcut is d
     Source: Ioffe and Szegedy, arXiv:1502.03167, algorithm 1; the unbiased variance is section 3.1.
     Raises:
-        ValueError: if a channel has only one value, whose variance says nothing.
+        ValueError: if a channel has only one value, whose variance says nothing, or the shortcut does not fit.
     """
     xp, (*positions, C) = x.xp, x.shape
     count = math.prod(positions)
@@ -69,7 +72,7 @@ def batch_norm_training(
         raise ValueError(f"batch_norm: needs more than one value per channel in training, got shape {x.shape}")
     # As one image, of which every channel is a group.
     flat, one = xp.reshape(x.data, (1, count, C)), ((count, 1),)
-    y, statistics = _normalize("batch_norm", x, flat, weight, bias, C, eps, one, relu)
+    y, statistics = _normalize("batch_norm", x, flat, weight, bias, shortcut, C, eps, one, relu)
     return y, statistics[0, 0, 0, :], statistics[1, 0, 0, :] * (count / (count - 1))
 
 
@@ -81,17 +84,20 @@ def group_norm(
     groups: int,
     eps: float = 1e-5,
     maps: tuple[tuple[int, int], ...] | None = None,
+    shortcut: Tensor | None = None,
     relu: bool = False,
 ) -> Tensor:
-    """Normalize each image over all positions and the channels of one group, and rectify if asked to.
+    """Normalize each image over all positions and the channels of one group, add what a residual block adds, and
+    rectify if asked to.
 
-    y = act(weight * (x - mean) / sqrt(variance + eps) + bias), mean and biased variance per image and group;
-    act is the rectifier if `relu`, else the identity.
+    y = act(weight * (x - mean) / sqrt(variance + eps) + bias + shortcut), mean and biased variance per image and
+    group; act is the rectifier if `relu`, else the identity.
 
     Shapes:
         x: (N, H, W, C), or (N, S, C) with the levels `maps`, each normalized by itself
         weight: (C,)
         bias: (C,)
+        shortcut: the shape of x
         returns: the shape of x
     Backward:
         with n = (x - mean) / sqrt(variance + eps), d = dL/dy where y > 0 if `relu`, else dL/dy, and
@@ -99,39 +105,44 @@ def group_norm(
         dL/dx       (g - mean(g) - n * mean(g * n)) / sqrt(variance + eps)
         dL/dweight  sums d * n over images and positions
         dL/dbias    sums d over images and positions
+        dL/dshortcut is d
     Source: Wu and He, Group Normalization, arXiv:1803.08494, eq. (1), (2), (7).
     Raises:
-        ValueError: if the groups do not divide the channels.
+        ValueError: if the groups do not divide the channels, or the shortcut does not fit.
     """
     xp, N, C = x.xp, x.shape[0], x.shape[-1]
     if C % groups:
         raise ValueError(f"group_norm: {C} channels do not divide into {groups} groups")
     if maps is None:
         maps = (x.shape[1:3],)
-    return _normalize("group_norm", x, xp.reshape(x.data, (N, -1, C)), weight, bias, groups, eps, maps, relu)[0]
+    flat = xp.reshape(x.data, (N, -1, C))
+    return _normalize("group_norm", x, flat, weight, bias, shortcut, groups, eps, maps, relu)[0]
 
 
-def _normalize(op: str, x: Tensor, flat: Array, weight: Tensor, bias: Tensor, *rule) -> tuple[Tensor, Array]:
+def _normalize(op: str, x: Tensor, flat: Array, weight: Tensor, bias: Tensor, shortcut, *rule) -> tuple[Tensor, Array]:
     """The body of both ops, and the statistics; `flat` is x as (N, S, C)."""
     xp, shape, wide = x.xp, x.shape, sums_in(x.data)
+    if shortcut is not None and (shortcut.shape, shortcut.dtype) != (shape, x.dtype):
+        raise ValueError(f"{op}: x is {shape} in {x.dtype}, but the shortcut {shortcut.shape} in {shortcut.dtype}")
     gamma, beta = (xp.astype(a.data, wide, copy=False) for a in (weight, bias))
-    y, statistics = normalize_groups(flat, gamma, beta, *rule)
+    added = None if shortcut is None else xp.reshape(shortcut.data, flat.shape)
+    y, statistics = normalize_groups(flat, gamma, beta, added, *rule)
     _, eps, maps, relu = rule
     rectified = y if relu else None
-    needs_x, needs_weight, needs_bias = x.requires_grad, weight.requires_grad, bias.requires_grad
+    inputs = (x, weight, bias) if shortcut is None else (x, weight, bias, shortcut)
+    needed = [tensor.requires_grad for tensor in inputs]
 
     def backward(gy):
+        g, y = xp.reshape(gy, flat.shape), rectified
+        if y is not None and needed[3:] == [True]:  # the shortcut gets what is rectified, so it is made once
+            g, y = rectify_gradient(g, y), None
         # The kernel makes all three in one pass over the map.
-        gx, gweight, gbias = normalize_groups_gradient(
-            flat, xp.reshape(gy, flat.shape), gamma, statistics, eps, maps, rectified
-        )
-        return (
-            xp.reshape(gx, shape) if needs_x else None,
-            gweight if needs_weight else None,
-            gbias if needs_bias else None,
-        )
+        gx, gweight, gbias = normalize_groups_gradient(flat, g, gamma, statistics, eps, maps, y)
+        gradients = xp.reshape(gx, shape), gweight, gbias, xp.reshape(g, shape)
+        return tuple(gradient if need else None for gradient, need in zip(gradients, needed, strict=False))
 
-    return record(op, xp.reshape(y, shape), (x, weight, bias), backward, fresh=True), statistics
+    # Without a rectifier the shortcut is handed the very gradient that came in.
+    return record(op, xp.reshape(y, shape), inputs, backward, fresh=shortcut is None or relu), statistics
 
 
 def _total(x: Array, xp) -> Array:

@@ -33,26 +33,35 @@ def batch_norm(eps: float) -> Case:
     return Case("batch_norm", f"eps-{eps}", call, formula, normal((2, 2, 1, 2), (2,), (2,)))
 
 
-def batch_norm_training(shape, relu=False) -> Case:
-    def call(x, weight, bias):
-        return ops.batch_norm_training(x, weight, bias, eps=0.1, relu=relu)[0]
+def batch_norm_training(shape, added=False, relu=False) -> Case:
+    def call(x, weight, bias, shortcut=None):
+        return ops.batch_norm_training(x, weight, bias, eps=0.1, shortcut=shortcut, relu=relu)[0]
 
-    def formula(x, weight, bias):
-        y = weight * standardized(x, tuple(range(x.ndim - 1)), 0.1) + bias
+    def formula(x, weight, bias, shortcut=0.0):
+        y = weight * standardized(x, tuple(range(x.ndim - 1)), 0.1) + bias + shortcut
         return np.maximum(y, 0) if relu else y
 
-    return Case("batch_norm_training", f"{shape}{'-relu' * relu}", call, formula, normal(shape, shape[-1:], shape[-1:]))
+    return Case("batch_norm_training", named(shape, added, relu), call, formula, inputs(shape, added))
 
 
-def group_norm(shape, groups, maps=None, relu=False) -> Case:
-    def call(x, weight, bias):
-        return ops.group_norm(x, weight, bias, groups=groups, eps=0.1, maps=maps, relu=relu)
+def group_norm(shape, groups, maps=None, added=False, relu=False) -> Case:
+    def call(x, weight, bias, shortcut=None):
+        return ops.group_norm(x, weight, bias, groups=groups, eps=0.1, maps=maps, shortcut=shortcut, relu=relu)
 
-    def formula(x, weight, bias):
-        y = group_normalized(x, weight, bias, groups, maps, 0.1)
+    def formula(x, weight, bias, shortcut=0.0):
+        y = group_normalized(x, weight, bias, groups, maps, 0.1) + shortcut
         return np.maximum(y, 0) if relu else y
 
-    return Case("group_norm", f"{shape}-{groups}{'-relu' * relu}", call, formula, normal(shape, shape[-1:], shape[-1:]))
+    return Case("group_norm", f"{groups}-{named(shape, added, relu)}", call, formula, inputs(shape, added))
+
+
+def named(shape, added: bool, relu: bool) -> str:
+    return f"{shape}{'-shortcut' * added}{'-relu' * relu}"
+
+
+def inputs(shape, added: bool):
+    """x, weight, bias and, if asked for, a shortcut."""
+    return normal(shape, shape[-1:], shape[-1:], *[shape] * added)
 
 
 CASES = [
@@ -62,10 +71,14 @@ CASES = [
     batch_norm_training((1, 2, 1, 1)),
     batch_norm_training((3, 4, 2)),
     batch_norm_training((2, 3, 2, 2), relu=True),
+    batch_norm_training((2, 3, 2, 2), added=True),
+    batch_norm_training((2, 3, 2, 2), added=True, relu=True),
     group_norm((2, 2, 3, 4), 2),
     group_norm((1, 2, 2, 3), 3),
     group_norm((2, 1, 1, 4), 1),
     group_norm((2, 7, 4), 2, ((2, 2), (1, 2), (1, 1))),
     group_norm((2, 2, 3, 4), 2, relu=True),
     group_norm((2, 7, 4), 2, ((2, 2), (1, 2), (1, 1)), relu=True),
+    group_norm((2, 2, 3, 4), 2, added=True),
+    group_norm((2, 7, 4), 2, ((2, 2), (1, 2), (1, 1)), added=True, relu=True),
 ]
