@@ -8,6 +8,7 @@ import threading
 from functools import lru_cache
 
 import numpy as np
+from numba import njit
 
 LINE = 64
 """Bytes of a cache line, and of the widest vector."""
@@ -44,3 +45,11 @@ def scratch(purpose: str, size: int) -> np.ndarray:
 def row_of_zeros(numbers: int):
     """So many zeros, the same ones in every call: what is read outside of a map.  Nobody may write to them."""
     return np.zeros(numbers, dtype=np.float32)
+
+
+@njit
+def local(size):
+    """`aligned` inside of compiled code, for one unit of a parallel loop: its thread gets the same memory each time."""
+    memory = np.empty(size + LINE // 4, dtype=np.float32)
+    first = -memory.ctypes.data % LINE // 4
+    return memory[first : first + size]

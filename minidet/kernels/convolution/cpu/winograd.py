@@ -20,7 +20,7 @@ from minidet.kernels.convolution.cpu.lanes import LANES, PAIR, ROWS, WIDTH
 from minidet.kernels.convolution.cpu.microkernel import product_rows
 from minidet.kernels.convolution.cpu.panels import padded, vectors_of
 from minidet.kernels.convolution.cpu.plan import NOWHERE
-from minidet.kernels.convolution.cpu.scratch import aligned, row_of_zeros, scratch
+from minidet.kernels.convolution.cpu.scratch import aligned, local, row_of_zeros
 from minidet.kernels.convolution.cpu.transform import (
     INPUT_2,
     INPUT_4,
@@ -130,54 +130,52 @@ def tiled_product(
     N, _, C = x.shape
     y = aligned(N, pixels, outputs)
     many = points(plan.side)
-    units, heavy = get_num_threads(), many * C * outputs > HEAVY
+    heavy = many * C * outputs > HEAVY
     span = min(WIDTH if heavy else max(WIDTH, SPAN), padded(outputs))
     room = CACHE // (many * (padded(C) + span))
     block = HEAVY_BLOCK if heavy else min(MOST_BLOCK, max(LEAST_BLOCK, room))
-    block = min(block, -(-plan.tiles // units) + ROWS - 1) // ROWS * ROWS
-    # A tile's points lie together, for they are written together.  At distances of a power of two they would share
-    # one set of the cache: so rows are a vector longer, and a tile has a row more, than they need.
-    pitch, step = padded(C) + LANES, many + 1
-    inputs, products = scratch("inputs", units * block * step * pitch), scratch("products", units * block * step * span)
-    _unit(
+    units = get_num_threads()
+    units *= -(-plan.tiles // (units * block))  # as many blocks for every thread, all of about one length
+    _block(
         units, units, plan.tiles, x.reshape(-1), C, row_of_zeros(padded(C)), plan.patches, plan.targets,
         panels, y.reshape(-1), shortcut, outputs, epilogue_of(outputs, scale, bias),
-        np.float32(0 if relu else -np.inf), inputs, pitch, products, step, block, span, plan.side,
+        np.float32(0 if relu else -np.inf), span, plan.side,
     )  # fmt: skip
     return y
 
 
 @parallel
-def _unit(
-    unit, units, tiles, x, C, zeros, patches, targets, panels, y, shortcut, outputs, epilogue, floor,
-    inputs, pitch, products, step, block, span, side,
-):  # fmt: skip
-    """A share of the tiles, a block at a time."""
-    begin, end = unit * tiles // units, (unit + 1) * tiles // units
-    depth, many, base = len(zeros), points(side), unit * block * step
+def _block(
+    unit, units, tiles, x, C, zeros, patches, targets, panels, y, shortcut, outputs, epilogue, floor, span, side
+):
+    """Some tiles: all their inputs, then their outputs, `span` columns of them at a time."""
+    first, depth, many = unit * tiles // units, len(zeros), points(side)
+    count = (unit + 1) * tiles // units - first
+    # A tile's points lie together, for they are written together.  At distances of a power of two they would share
+    # one set of the cache: so rows are a vector longer, and a tile has a row more, than they need.
+    pitch, step = depth + LANES, many + 1
+    # Behind the last tile lie any numbers: multiplied along with it, never stored.
+    rows = (count + ROWS - 1) // ROWS * ROWS * step
+    inputs, products = local(rows * pitch), local(rows * span)
     nowhere = np.empty(outputs, dtype=np.float32)
-    for first in range(begin, end, block):
-        # Behind the last tile of a block lie any numbers: multiplied along with it, never stored.
-        count = min(block, end - first)
+    for t in range(count):
+        gather(side, x, C, zeros, patches, first + t, 0, C, inputs, t * step * pitch, LANES, PAIR * LANES, pitch)
+    for start in range(0, outputs, span):
+        stop = min(start + span, outputs)
+        for q in range(many):
+            for column in range(start, stop, WIDTH):
+                vectors = vectors_of(stop - column)
+                panel = (column * many + q * vectors * LANES) * depth
+                for t in range(q, q + count * step, ROWS * step):
+                    product_rows(
+                        vectors, inputs, t * pitch, step * pitch, panels, panel, depth,
+                        products, t * span + column - start, step * span,
+                    )  # fmt: skip
         for t in range(count):
-            place = (base + t * step) * pitch
-            gather(side, x, C, zeros, patches, first + t, 0, C, inputs, place, LANES, PAIR * LANES, pitch)
-        for start in range(0, outputs, span):
-            stop = min(start + span, outputs)
-            for q in range(many):
-                for column in range(start, stop, WIDTH):
-                    vectors = vectors_of(stop - column)
-                    panel = (column * many + q * vectors * LANES) * depth
-                    for t in range(base + q, base + q + count * step, ROWS * step):
-                        product_rows(
-                            vectors, inputs, t * pitch, step * pitch, panels, panel, depth,
-                            products, t * span + column - start, step * span,
-                        )  # fmt: skip
-            for t in range(count):
-                _scatter(
-                    side, products, (base + t * step) * span, span, y, shortcut, outputs, targets, first + t, start,
-                    stop, epilogue, floor, nowhere,
-                )  # fmt: skip
+            _scatter(
+                side, products, t * step * span, span, y, shortcut, outputs, targets, first + t, start, stop,
+                epilogue, floor, nowhere,
+            )  # fmt: skip
 
 
 @njit
