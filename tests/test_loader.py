@@ -125,6 +125,20 @@ def test_augmentation_differs_from_epoch_to_epoch():
     assert len({batch.images.tobytes() for batch in loader}) == 8  # all symmetries of a square
 
 
+def test_a_batch_is_transposed_as_a_whole():
+    """Wide images stay wide together or become high together: none is padded to a square."""
+
+    class Wide(Numbers):
+        def size(self, index: int) -> tuple[int, int]:
+            return 8, 12
+
+    batches = list(Loader(Wide(), KEEP, batch_size=4, images=80, augment=ALL_FLIPS))
+    sizes = [batch.images.shape[1:3] for batch in batches]
+    assert set(sizes) == {(8, 12), (12, 8)}
+    assert all((batch.sizes == size).all() for batch, size in zip(batches, sizes, strict=True))
+    assert 4 <= sizes.count((12, 8)) <= 16
+
+
 def test_flips_move_boxes_with_their_pixels(rng):
     """A white rectangle on black is where its box says, however it was flipped."""
     image, box = np.zeros((20, 30, 3), np.uint8), np.array([[4, 3, 11, 15]], np.float32)

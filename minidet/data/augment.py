@@ -18,16 +18,21 @@ class Augment:
     vflip: float = 0.0
     """Probability of exchanging top and bottom."""
     transpose: bool = False
-    """Exchange rows and columns of every second image: with both flips at 0.5, all eight symmetries."""
+    """Exchange rows and columns of every second image, in training of all images in every second batch: wide and high
+    ones together would be padded to squares.  With both flips at 0.5, all eight symmetries."""
 
     def __post_init__(self) -> None:
         for name in ("hflip", "vflip"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"Augment.{name} is a probability in 0..1, got {getattr(self, name)}")
 
-    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        """The sample, flipped as `rng` decides; three numbers are drawn whatever the settings."""
-        across, down, swap = rng.random(3)
+    def __call__(self, sample: Sample, rng: np.random.Generator, swap: float | None = None) -> Sample:
+        """The sample, flipped as `rng` decides; three numbers are drawn whatever the settings.
+
+        `swap` from 0..1, the same for a whole batch, takes the place of the third.
+        """
+        across, down, alone = rng.random(3)
+        swap = alone if swap is None else swap
         image, boxes = sample.image, sample.boxes
         H, W = image.shape[:2]
         if across < self.hflip:

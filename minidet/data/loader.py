@@ -72,9 +72,9 @@ def cuts(count: int, parts: int) -> list[slice]:
 class Loader:
     """Iterates over `images` images, epoch after epoch, beginning at position `start`.
 
-    The order is a permutation drawn from (seed, epoch), the augmentation from (seed, epoch, position): a
-    resumed run, and any number of workers, give the same batches.  No image is dropped; a batch may span
-    two epochs.
+    The order is a permutation drawn from (seed, epoch), the augmentation from (seed, epoch, position) and, for what
+    a batch has in common, from (seed, batch): a resumed run, and any number of workers, give the same batches.  No
+    image is dropped; a batch may span two epochs.
 
     With `min_sizes`, one of them is drawn for every image, in place of the preprocessing's `min_size`.  With an
     `aspect_factor`, almost every batch is of images of like shape (data/grouping.py).
@@ -128,6 +128,7 @@ class Loader:
         self._as_bytes = self._on_gpu and preprocess.keeps_bytes
         self._groups = None if aspect_factor is None else aspect_groups(dataset, aspect_factor)
         self._order = lru_cache(maxsize=4)(self._permutation)
+        self._swap = lru_cache(maxsize=64)(lambda batch: np.random.default_rng((seed, batch, 0, 0)).random())
 
     def __len__(self) -> int:
         return max(0, -(-(self.images - self.start) // self.batch_size))
@@ -243,7 +244,7 @@ class Loader:
             sample = self.dataset[index]
             _check(sample, len(self.dataset.classes))
             rng = np.random.default_rng((self.seed, epoch, position))
-            sample = self.augment(sample, rng)
+            sample = self.augment(sample, rng, self._swap(position // self.batch_size))
             scale = self._scales[int(rng.integers(len(self._scales)))]
             image = scale.pixels(sample.image) if self._as_bytes else scale.prepare(sample.image)
         except ImageError:  # names its file
