@@ -130,7 +130,17 @@ class Preprocess:
             image: (H, W, 3)
             returns: (h, w, 3) with h, w = self.size(H, W)
         """
-        return resample(self.pixels(image), self.levels(dtype), *self.size(*image.shape[:2]))
+        return self.normalise(self.pixels(image), dtype)
+
+    def normalise(self, pixels: np.ndarray, dtype=np.float32) -> np.ndarray:
+        """What `pixels` gives, as numbers, and resized where bytes could not be.
+
+        Shapes:
+            pixels: (H, W, 3)
+            returns: (h, w, 3)
+        """
+        size = pixels.shape[:2] if self.keeps_bytes else self.size(*pixels.shape[:2])
+        return resample(pixels, self.levels(dtype), *size)
 
     @property
     def keeps_bytes(self) -> bool:

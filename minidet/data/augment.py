@@ -41,10 +41,14 @@ class Augment:
         if down < self.vflip:
             image = image[::-1]
             boxes = _mirrored(boxes, 1, H)
-        if self.transpose and swap < 0.5:
+        if self.transposes(swap):
             image = image.transpose(1, 0, 2)
             boxes = boxes[:, [1, 0, 3, 2]]
         return Sample(image, boxes, sample.labels, sample.image_id, sample.name)
+
+    def transposes(self, swap: float) -> bool:
+        """Whether it exchanges rows and columns at this number from 0..1."""
+        return self.transpose and swap < 0.5
 
 
 def _mirrored(boxes: np.ndarray, axis: int, side: int) -> np.ndarray:

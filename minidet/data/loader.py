@@ -210,11 +210,12 @@ class Loader:
         """The batch of images position, position + 1, ...: a pure function, so any thread may run it."""
         whole = min(self.batch_size, self.images - position)
         mine = share(whole, self.rank, self.size)
-        samples, images, boxes, labels, dropped = [], [], [], [], 0
+        samples, originals, images, boxes, labels, dropped = [], [], [], [], [], 0
         for place in mine:
-            sample, image, moved = self._prepare(position + place)
+            sample, original, image, moved = self._prepare(position + place)
             wide_enough = (moved[:, 2:] - moved[:, :2] >= 1).all(axis=1)
             samples.append(sample)
+            originals.append(original)
             images.append(image)
             boxes.append(moved[wide_enough])
             labels.append(sample.labels[wide_enough])
@@ -225,7 +226,7 @@ class Loader:
         return Batch(
             images=batch,
             sizes=sizes,
-            original_sizes=np.array([sample.image.shape[:2] for sample in samples], np.int64).reshape(-1, 2),
+            original_sizes=np.array(originals, np.int64).reshape(-1, 2),
             boxes=boxes,
             labels=labels,
             image_ids=[sample.image_id for sample in samples],
@@ -236,22 +237,30 @@ class Loader:
             elsewhere=whole - len(mine),
         )
 
-    def _prepare(self, position: int) -> tuple[Sample, np.ndarray, np.ndarray]:
-        """The augmented sample at a position, its resized image, and its boxes in that image's pixels."""
+    def _prepare(self, position: int) -> tuple[Sample, tuple[int, int], np.ndarray, np.ndarray]:
+        """The augmented sample at a position, its size before resizing, its image, and its boxes in that one's pixels.
+
+        Bytes are resized before they are flipped: by then they are few.
+        """
         epoch, place = divmod(position, len(self.dataset))
         index = int(self._order(epoch)[place])
         try:
             sample = self.dataset[index]
             _check(sample, len(self.dataset.classes))
             rng = np.random.default_rng((self.seed, epoch, position))
-            sample = self.augment(sample, rng, self._swap(position // self.batch_size))
+            swap = self._swap(position // self.batch_size)
             scale = self._scales[int(rng.integers(len(self._scales)))]
-            image = scale.pixels(sample.image) if self._as_bytes else scale.prepare(sample.image)
+            original = sample.image.shape[1::-1] if self.augment.transposes(swap) else sample.image.shape[:2]
+            pixels = scale.pixels(sample.image)
+            boxes = scale.boxes(sample.boxes, sample.image.shape[:2], pixels.shape[:2])
+            sample = Sample(pixels, boxes, sample.labels, sample.image_id, sample.name)
+            sample = self.augment(sample, rng, swap)
+            image = sample.image if self._as_bytes else scale.normalise(sample.image)
         except ImageError:  # names its file
             raise
         except Exception as error:
             raise RuntimeError(f"image {index} of {self.dataset!r}: {type(error).__name__}: {error}") from error
-        return sample, image, self.preprocess.boxes(sample.boxes, sample.image.shape[:2], image.shape[:2])
+        return sample, original, image, scale.boxes(sample.boxes, sample.image.shape[:2], image.shape[:2])
 
     def _permutation(self, epoch: int) -> np.ndarray:
         if not self.shuffle:
