@@ -101,10 +101,6 @@ class Emitter:
             with otherwise:
                 self._masked_store(value, pointer, v, self._below(valid, first))
 
-    def store_masked(self, value, pointer, valid) -> None:
-        """Store those lanes of the vector behind `pointer` that are below `valid`."""
-        self._masked_store(value, pointer, 0, self._below(valid, 0))
-
     def broadcast(self, scalar):
         """A vector of one number."""
         empty = ir.Constant(ir.VectorType(scalar.type, self.lanes), ir.Undefined)
