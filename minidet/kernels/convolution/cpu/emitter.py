@@ -82,6 +82,13 @@ class Emitter:
         """Write the v-th vector behind `pointer`."""
         self.builder.store(value, self._vectors(pointer, v), align=4)
 
+    def prefetch(self, pointer) -> None:
+        """Have the cache fetch the line there, which is read soon."""
+        short = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [pointer.type, short, short, short])
+        fetch = cgutils.get_or_insert_function(self.builder.module, kind, "llvm.prefetch.p0")
+        self.builder.call(fetch, [pointer, *(ir.Constant(short, number) for number in (0, 3, 1))])
+
     def load_some(self, pointer, valid, v: int = 0):
         """The v-th vector behind `pointer`, its lanes from column `valid` on as zeros that are not read."""
         vector, mask = self._vectors(pointer, v), self._below(valid, v * self.lanes)

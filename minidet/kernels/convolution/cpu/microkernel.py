@@ -18,6 +18,7 @@ from numba.extending import intrinsic
 
 from minidet.kernels.convolution.cpu.emitter import INDEX, Emitter, literal
 from minidet.kernels.convolution.cpu.lanes import FILTERS, LANES, PAIR, ROWS, VECTORS
+from minidet.kernels.convolution.cpu.scratch import LINE
 
 
 @intrinsic(prefer_literal=True)
@@ -48,6 +49,18 @@ def multiply_tile(
         sums = [[emit.variable() for _ in range(vectors)] for _ in range(rows)]
         width = emit.index(vectors * LANES)
         nothing = emit.pointer(2, emit.index(0))
+        places = []
+        for m in range(rows):
+            pixel = builder.add(emit.number(13, builder.add(target, emit.index(m))), y_shift)
+            places.append(builder.add(builder.mul(pixel, y_pitch), column))
+
+        def fetch(joined: bool) -> None:
+            for place in places if joined else ():
+                for v in range(0, vectors, max(1, LINE // 4 // LANES)):
+                    emit.prefetch(emit.pointer(11, builder.add(place, emit.index(v * LANES))))
+
+        # Its rows are far from each other, which no machine foresees: by the time they are added, they shall be there.
+        emit.if_any(11, fetch)
         with cgutils.for_range(builder, taps) as tap:
             first = builder.add(source, builder.mul(tap.index, emit.index(rows)))
             inputs = []
@@ -67,9 +80,7 @@ def multiply_tile(
         scales, adds = emit.epilogue(18, column)
 
         def finish(joined: bool) -> None:
-            for m, row in enumerate(sums):
-                pixel = builder.add(emit.number(13, builder.add(target, emit.index(m))), y_shift)
-                place = builder.add(builder.mul(pixel, y_pitch), column)
+            for place, row in zip(places, sums, strict=True):
                 for v, total in enumerate(row):
                     scale, add = emit.load(scales, v), emit.load(adds, v)
                     if joined:
