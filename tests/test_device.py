@@ -27,6 +27,7 @@ from minidet.detection import MiningConfig
 from minidet.kernels.cuda import NUMBERS, OPTIONS
 from minidet.kernels.precision import bfloat16
 from minidet.ops import convolution, upsample_nearest
+from minidet.optim import SGD
 from minidet.training import NonFiniteError, TrainConfig
 from minidet.training.interrupt import Stopped
 from minidet.training.monitor import Monitor
@@ -122,14 +123,15 @@ def test_a_training_gives_numpys_numbers_and_goes_on_after_a_stop(gpu, monkeypat
         trained = md.train(model, IMAGES, out=tmp_path / folder, config=config, quiet=True, **how)
         return trained, model
 
-    config = replace(QUICK, ema=8)
+    # Adam steps as far for a gradient that is nothing but rounding as for any other; here the two may differ by rounding.
+    config = replace(QUICK, ema=8, rule=SGD(), lr=0.02)
     (want, reference), (got, model) = run("numpy", "numpy"), run("cupy", "cupy")
     assert backend.name_of(model.xp) == "cupy" and backend.name_of(reference.xp) == "numpy"
     for column in ("loss", "classification", "box", "positives", "gradient_norm"):
         np.testing.assert_allclose(got.history[column], want.history[column], rtol=1e-3, err_msg=column)
     weights = reference.state_dict()
     for name, array in model.state_dict().items():
-        np.testing.assert_allclose(array, weights[name], rtol=1e-2, atol=1e-3, err_msg=name)
+        np.testing.assert_allclose(array, weights[name], rtol=1e-3, atol=2e-5, err_msg=name)
     assert type(got.state.moving) is float and got.state.moving == pytest.approx(want.state.moving)
 
     record = Monitor.record
