@@ -123,7 +123,7 @@ def test_a_training_gives_numpys_numbers_and_goes_on_after_a_stop(gpu, monkeypat
         trained = md.train(model, IMAGES, out=tmp_path / folder, config=config, quiet=True, **how)
         return trained, model
 
-    # Adam steps as far for a gradient that is nothing but rounding as for any other; here the two may differ by rounding.
+    # Adam steps as far for a gradient that is nothing but rounding as for any other: it would enlarge what differs.
     config = replace(QUICK, ema=8, rule=SGD(), lr=0.02)
     (want, reference), (got, model) = run("numpy", "numpy"), run("cupy", "cupy")
     assert backend.name_of(model.xp) == "cupy" and backend.name_of(reference.xp) == "numpy"
