@@ -244,12 +244,14 @@ def test_accumulated_parts_equal_the_whole_batch(normaliser):
 
 def test_it_runs_on_any_array_library():
     weights = []
+    config = replace(QUICK, rule=SGD(), lr=0.02)  # Adam steps as far for a gradient that is nothing but rounding
     for library in ("numpy", "array_api_strict"):
         model = tiny_model(xp=backend.load(library))
-        train(model, tiny_data(), images=4, config=QUICK, quiet=True)
+        train(model, tiny_data(), images=4, config=config, quiet=True)
         weights.append(model.state_dict())
-    for name in weights[0]:
-        np.testing.assert_allclose(weights[1][name], weights[0][name], rtol=1e-3, atol=1e-4, err_msg=name)
+    for name, first in tiny_model().state_dict().items():
+        np.testing.assert_allclose(weights[1][name], weights[0][name], rtol=1e-4, atol=1e-6, err_msg=name)
+        assert np.abs(weights[0][name] - first).max() > 1e-5, f"{name} has hardly moved"
 
 
 def test_a_loss_that_is_no_number_names_step_images_and_layer(tmp_path):
