@@ -49,7 +49,7 @@ def row_of_zeros(numbers: int):
 
 @njit
 def local(size):
-    """`aligned` inside of compiled code, for one unit of a parallel loop, whose thread is mostly given the same memory again."""
+    """`aligned` inside of compiled code, for a unit of a parallel loop: mostly the same memory again for its thread."""
     memory = np.empty(size + LINE // 4, dtype=np.float32)
     first = -memory.ctypes.data % LINE // 4
     return memory[first : first + size]
