@@ -50,11 +50,12 @@ class Emitter:
         half = self.builder.sdiv(self._array(argument).nitems, self.index(2))
         return scales, self.builder.gep(scales, [half])
 
-    def repeat(self, times, body) -> None:
+    def repeat(self, times, body, turn_begins=lambda turn: None) -> None:
         """body(0), body(1), ... body(times - 1), UNROLLED of them in a turn while there are as many."""
         builder, step = self.builder, self.index(UNROLLED)
         turns = builder.udiv(times, step)
         with cgutils.for_range(builder, turns) as turn:
+            turn_begins(turn.index)
             first = builder.mul(turn.index, step)
             for i in range(UNROLLED):
                 body(builder.add(first, self.index(i)))
@@ -82,12 +83,12 @@ class Emitter:
         """Write the v-th vector behind `pointer`."""
         self.builder.store(value, self._vectors(pointer, v), align=4)
 
-    def prefetch(self, pointer) -> None:
-        """Have the cache fetch the line there, which is read soon."""
+    def prefetch(self, pointer, level: int = 1) -> None:
+        """Have the cache of that level fetch the line there, which is read soon."""
         short = ir.IntType(32)
         kind = ir.FunctionType(ir.VoidType(), [pointer.type, short, short, short])
         fetch = cgutils.get_or_insert_function(self.builder.module, kind, "llvm.prefetch.p0")
-        self.builder.call(fetch, [pointer, *(ir.Constant(short, number) for number in (0, 3, 1))])
+        self.builder.call(fetch, [pointer, *(ir.Constant(short, number) for number in (0, 4 - level, 1))])
 
     def load_some(self, pointer, valid, v: int = 0):
         """The v-th vector behind `pointer`, its lanes from column `valid` on as zeros that are not read."""

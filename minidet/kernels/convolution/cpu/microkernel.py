@@ -123,21 +123,21 @@ def multiply_rows(
 
 
 @intrinsic(prefer_literal=True)
-def product_tile(typing, a, first_a, pitch_a, b, first_b, depth, c, first_c, pitch_c, rows, vectors):
+def product_tile(typing, a, first_a, pitch_a, b, first_b, depth, ahead, c, first_c, pitch_c, rows, vectors):
     """One tile of a matrix product, and nothing else.
 
     c[first_c + m*pitch_c + j] = sum_{k < depth} a[first_a + m*pitch_a + k] * b[first_b + k*width + j]
 
-    for m < rows and j < width = vectors * LANES.
+    for m < rows and j < width = vectors * LANES.  Meanwhile the cache fetches a few lines of b, from `ahead` on.
     """
-    signature = types.void(a, INDEX, INDEX, b, INDEX, INDEX, c, INDEX, INDEX, rows, vectors)
+    signature = types.void(a, INDEX, INDEX, b, INDEX, INDEX, INDEX, c, INDEX, INDEX, rows, vectors)
     rows, vectors = literal(rows), literal(vectors)
 
     def generate(context, builder, signature, args):
         emit = Emitter(context, builder, signature, args)
-        _, first_a, pitch_a, _, first_b, depth, _, first_c, pitch_c, _, _ = args
+        _, first_a, pitch_a, _, first_b, depth, ahead, _, first_c, pitch_c, _, _ = args
         sums = [[emit.variable() for _ in range(vectors)] for _ in range(rows)]
-        right, width = emit.pointer(3, first_b), emit.index(vectors * LANES)
+        right, width, ahead = emit.pointer(3, first_b), emit.index(vectors * LANES), emit.pointer(3, ahead)
 
         def row(argument, first, pitch, m):
             return emit.pointer(argument, builder.add(first, builder.mul(pitch, emit.index(m))))
@@ -148,26 +148,29 @@ def product_tile(typing, a, first_a, pitch_a, b, first_b, depth, c, first_c, pit
             here = builder.gep(right, [builder.mul(k, width)])
             emit.multiply_add([builder.gep(place, [k]) for place in inputs], here, sums)
 
-        emit.repeat(depth, multiply)
+        def fetch(turn):
+            emit.prefetch(builder.gep(ahead, [builder.mul(turn, emit.index(LINE // 4))]), 2)
+
+        emit.repeat(depth, multiply, fetch)
         for m, totals in enumerate(sums):
             for v, total in enumerate(totals):
-                emit.store(builder.load(total), row(6, first_c, pitch_c, m), v)
+                emit.store(builder.load(total), row(7, first_c, pitch_c, m), v)
         return context.get_dummy_value()
 
     return signature, generate
 
 
 @njit(forceinline=True)
-def product_rows(vectors, a, first_a, pitch_a, b, first_b, depth, c, first_c, pitch_c):
+def product_rows(vectors, a, first_a, pitch_a, b, first_b, depth, ahead, c, first_c, pitch_c):
     """`product_tile` of ROWS rows and so many vectors, 1 to VECTORS."""
     if VECTORS > 3 and vectors == 4:
-        product_tile(a, first_a, pitch_a, b, first_b, depth, c, first_c, pitch_c, ROWS, 4)
+        product_tile(a, first_a, pitch_a, b, first_b, depth, ahead, c, first_c, pitch_c, ROWS, 4)
     elif VECTORS > 2 and vectors == 3:
-        product_tile(a, first_a, pitch_a, b, first_b, depth, c, first_c, pitch_c, ROWS, 3)
+        product_tile(a, first_a, pitch_a, b, first_b, depth, ahead, c, first_c, pitch_c, ROWS, 3)
     elif vectors == 2:
-        product_tile(a, first_a, pitch_a, b, first_b, depth, c, first_c, pitch_c, ROWS, 2)
+        product_tile(a, first_a, pitch_a, b, first_b, depth, ahead, c, first_c, pitch_c, ROWS, 2)
     else:
-        product_tile(a, first_a, pitch_a, b, first_b, depth, c, first_c, pitch_c, ROWS, 1)
+        product_tile(a, first_a, pitch_a, b, first_b, depth, ahead, c, first_c, pitch_c, ROWS, 1)
 
 
 @intrinsic(prefer_literal=True)
@@ -193,6 +196,10 @@ def accumulate_tile(
             emit.pointer(10, builder.add(first_c, builder.mul(pitch, emit.index(m)))) for m in range(rows)
         ]
         sums = [[emit.variable(emit.load(row, v)) for v in range(vectors)] for row in targets]
+        beyond = builder.mul(pitch, emit.index(rows))
+        for row in targets:
+            for v in range(0, vectors, max(1, LINE // 4 // LANES)):
+                emit.prefetch(builder.gep(row, [builder.add(beyond, emit.index(v * LANES))]))
         with cgutils.for_range(builder, runs) as run:
             left = emit.pointer(0, builder.add(first_a, builder.mul(run.index, run_a)))
             right = emit.pointer(4, builder.add(first_b, builder.mul(run.index, run_b)))

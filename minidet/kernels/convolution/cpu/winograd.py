@@ -16,11 +16,11 @@ import numpy as np
 from numba import get_num_threads, njit
 
 from minidet.kernels.convolution.cpu.direct import NOTHING, epilogue_of
-from minidet.kernels.convolution.cpu.lanes import LANES, PAIR, ROWS, WIDTH
+from minidet.kernels.convolution.cpu.lanes import LANES, PAIR, ROWS, UNROLLED, WIDTH
 from minidet.kernels.convolution.cpu.microkernel import product_rows
 from minidet.kernels.convolution.cpu.panels import padded, vectors_of
 from minidet.kernels.convolution.cpu.plan import NOWHERE
-from minidet.kernels.convolution.cpu.scratch import aligned, local, row_of_zeros
+from minidet.kernels.convolution.cpu.scratch import LINE, aligned, local, row_of_zeros
 from minidet.kernels.convolution.cpu.transform import (
     INPUT_2,
     INPUT_4,
@@ -166,11 +166,13 @@ def _block(
             for column in range(start, stop, WIDTH):
                 vectors = vectors_of(stop - column)
                 panel = (column * many + q * vectors * LANES) * depth
+                ahead = panel + vectors * LANES * depth  # the next panel, a part of it with every tile
                 for t in range(q, q + count * step, ROWS * step):
                     product_rows(
-                        vectors, inputs, t * pitch, step * pitch, panels, panel, depth,
+                        vectors, inputs, t * pitch, step * pitch, panels, panel, depth, ahead,
                         products, t * span + column - start, step * span,
                     )  # fmt: skip
+                    ahead += depth // UNROLLED * LINE // 4
         for t in range(count):
             _scatter(
                 side, products, t * step * span, span, y, shortcut, outputs, targets, first + t, start, stop,
