@@ -74,7 +74,7 @@ def one_thread(repeats):
     a, b, y = np.ones(ROWS * 128, np.float32), np.ones(128 * WIDTH, np.float32), np.empty(ROWS * WIDTH, np.float32)
     i, more, low = np.arange(ROWS).astype(np.int32), np.ones(2 * WIDTH, np.float32), np.float32(0)
     for _ in range(repeats):
-        multiply_tile(a, 128, a, i, 0, 0, 1, 128, b, 0, y, None, WIDTH, i, 0, 0, 0, WIDTH, more, low, ROWS, VECTORS)
+        multiply_tile(a, 128, a, i, 0, 0, 1, 128, b, 0, 0, y, None, WIDTH, i, 0, 0, 0, WIDTH, more, low, ROWS, VECTORS)
 
 
 threads, repeats = get_num_threads(), 20_000

@@ -33,6 +33,6 @@ def _tiles(thread, repeats):
     epilogue = np.ones(2 * WIDTH, np.float32)
     for _ in range(repeats):
         multiply_tile(
-            x, DEPTH, x, pixels, 0, 0, 1, DEPTH, panel, 0, y, None, WIDTH, pixels, 0, 0, 0, WIDTH, epilogue,
+            x, DEPTH, x, pixels, 0, 0, 1, DEPTH, panel, 0, 0, y, None, WIDTH, pixels, 0, 0, 0, WIDTH, epilogue,
             np.float32(0), ROWS, VECTORS,
         )  # fmt: skip

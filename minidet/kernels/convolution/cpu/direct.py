@@ -11,7 +11,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from minidet.kernels.convolution.cpu.lanes import LANES, ROWS, WIDTH
+from minidet.kernels.convolution.cpu.lanes import GROUP, LANES, ROWS, WIDTH
 from minidet.kernels.convolution.cpu.microkernel import multiply_rows
 from minidet.kernels.convolution.cpu.panels import padded, vectors_of
 from minidet.kernels.convolution.cpu.plan import Plan
@@ -20,10 +20,6 @@ from minidet.kernels.parallel import parallel
 
 NOTHING = np.zeros(0, dtype=np.float32)
 """The shortcut of a convolution that has none: compiled code takes an array of one kind."""
-
-GROUP = 8
-"""Tiles that one work unit runs through a panel of weights before it turns to the next panel."""
-
 
 def gathered_product(
     x, plan: Plan, panels, outputs: int, depth: int, scale=None, bias=None, shortcut=NOTHING, relu=False
@@ -80,11 +76,14 @@ def _unit(
     for column in range(0, outputs, WIDTH):
         valid = min(WIDTH, outputs - column)
         vectors = vectors_of(valid)
+        following = column + WIDTH if column + WIDTH < outputs else 0
+        share = taps * depth * vectors * LANES // GROUP
         for i in range(first, last):
             repeat, tile = divmod(i, len(table))
             source, tap, used = table[tile, 0], table[tile, 1], table[tile, 2]
             panel = (column * taps + tap * vectors * LANES) * depth
+            ahead = following * taps * depth + (i - first) * share
             multiply_rows(
-                vectors, x, pitch, zeros, sources, source, repeat * read, used, depth, panels, panel,
+                vectors, x, pitch, zeros, sources, source, repeat * read, used, depth, panels, panel, ahead,
                 y, shortcut, outputs, targets, tile * ROWS, repeat * written, column, valid, epilogue, floor,
             )  # fmt: skip

@@ -7,7 +7,7 @@ from numba import types
 from numba.core import cgutils
 from numba.core.errors import TypingError
 
-from minidet.kernels.convolution.cpu.lanes import LANES, UNROLLED
+from minidet.kernels.convolution.cpu.lanes import LANES, LINE, UNROLLED
 
 INDEX = types.intp
 
@@ -89,6 +89,12 @@ class Emitter:
         kind = ir.FunctionType(ir.VoidType(), [pointer.type, short, short, short])
         fetch = cgutils.get_or_insert_function(self.builder.module, kind, "llvm.prefetch.p0")
         self.builder.call(fetch, [pointer, *(ir.Constant(short, number) for number in (0, 4 - level, 1))])
+
+    def prefetch_lines(self, pointer, turn, lines: int) -> None:
+        """Have the second-level cache fetch the `turn`-th so many lines behind `pointer`."""
+        for line in range(lines):
+            place = self.builder.add(self.builder.mul(turn, self.index(lines)), self.index(line))
+            self.prefetch(self.builder.gep(pointer, [self.builder.mul(place, self.index(LINE // 4))]), 2)
 
     def load_some(self, pointer, valid, v: int = 0):
         """The v-th vector behind `pointer`, its lanes from column `valid` on as zeros that are not read."""

@@ -23,6 +23,9 @@ def _host_lanes() -> int:
 LANES = _host_lanes()
 """float32 numbers in a vector register.  LLVM would also split wider vectors, only slower."""
 
+LINE = 64
+"""Bytes of a cache line, and of the widest vector."""
+
 ROWS = 6
 """Rows of the register tile.  ROWS * VECTORS sums, VECTORS weights and one broadcast input fit in the 32
 registers of AVX-512 or the 16 of AVX2; six rows 4 KiB apart still fit the eight ways of a first-level cache."""
@@ -43,3 +46,6 @@ UNROLLED = 4
 
 WIDTH = LANES * VECTORS
 """Columns of the register tile, and of a panel of weights."""
+
+GROUP = 8
+"""Tiles that one work unit runs through a panel of weights before it turns to the next panel."""

@@ -17,13 +17,12 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from minidet.kernels.convolution.cpu.emitter import INDEX, Emitter, literal
-from minidet.kernels.convolution.cpu.lanes import FILTERS, LANES, PAIR, ROWS, VECTORS
-from minidet.kernels.convolution.cpu.scratch import LINE
+from minidet.kernels.convolution.cpu.lanes import FILTERS, GROUP, LANES, LINE, PAIR, ROWS, UNROLLED, VECTORS
 
 
 @intrinsic(prefer_literal=True)
 def multiply_tile(
-    typing, x, pitch, zeros, sources, source, shift, taps, depth, panels, panel,
+    typing, x, pitch, zeros, sources, source, shift, taps, depth, panels, panel, ahead,
     y, shortcut, y_pitch, targets, target, y_shift, column, valid, epilogue, floor, rows, vectors,
 ):  # fmt: skip
     """One tile of a convolution: gather, multiply, add up, finish, store.
@@ -37,30 +36,30 @@ def multiply_tile(
     `epilogue`, from `column` on.  A shortcut that is empty, or None, adds nothing.  NaN stays NaN.
     """
     signature = types.void(
-        x, INDEX, zeros, sources, INDEX, INDEX, INDEX, INDEX, panels, INDEX,
+        x, INDEX, zeros, sources, INDEX, INDEX, INDEX, INDEX, panels, INDEX, INDEX,
         y, shortcut, INDEX, targets, INDEX, INDEX, INDEX, INDEX, epilogue, types.float32, rows, vectors,
     )  # fmt: skip
     rows, vectors = literal(rows), literal(vectors)
 
     def generate(context, builder, signature, args):
         emit = Emitter(context, builder, signature, args)
-        _, pitch, _, _, source, shift, taps, depth, _, panel = args[:10]
-        _, _, y_pitch, _, target, y_shift, column, valid, _, floor, _, _ = args[10:]
+        _, pitch, _, _, source, shift, taps, depth, _, panel, ahead = args[:11]
+        _, _, y_pitch, _, target, y_shift, column, valid, _, floor, _, _ = args[11:]
         sums = [[emit.variable() for _ in range(vectors)] for _ in range(rows)]
         width = emit.index(vectors * LANES)
         nothing = emit.pointer(2, emit.index(0))
         places = []
         for m in range(rows):
-            pixel = builder.add(emit.number(13, builder.add(target, emit.index(m))), y_shift)
+            pixel = builder.add(emit.number(14, builder.add(target, emit.index(m))), y_shift)
             places.append(builder.add(builder.mul(pixel, y_pitch), column))
 
         def fetch(joined: bool) -> None:
             for place in places if joined else ():
                 for v in range(0, vectors, max(1, LINE // 4 // LANES)):
-                    emit.prefetch(emit.pointer(11, builder.add(place, emit.index(v * LANES))))
+                    emit.prefetch(emit.pointer(12, builder.add(place, emit.index(v * LANES))))
 
         # Its rows are far from each other, which no machine foresees: by the time they are added, they shall be there.
-        emit.if_any(11, fetch)
+        emit.if_any(12, fetch)
         with cgutils.for_range(builder, taps) as tap:
             first = builder.add(source, builder.mul(tap.index, emit.index(rows)))
             inputs = []
@@ -69,26 +68,30 @@ def multiply_tile(
                 place = emit.pointer(0, builder.mul(builder.add(pixel, shift), pitch))
                 outside = builder.icmp_signed("<", pixel, emit.index(0))
                 inputs.append(builder.select(outside, nothing, place))
-            weights = emit.pointer(8, builder.add(panel, builder.mul(builder.mul(tap.index, depth), width)))
+            place = builder.mul(builder.mul(tap.index, depth), width)
+            weights = emit.pointer(8, builder.add(panel, place))
+            # A part of the panel that comes next, as far into its share as this tile is into its own.
+            soon = emit.pointer(8, builder.add(ahead, builder.sdiv(place, emit.index(GROUP))))
 
             def multiply(k):
                 here = builder.gep(weights, [builder.mul(k, width)])
                 emit.multiply_add([builder.gep(row, [k]) for row in inputs], here, sums)
 
-            emit.repeat(depth, multiply)
+            lines = -(-UNROLLED * vectors * LANES // GROUP // (LINE // 4))
+            emit.repeat(depth, multiply, lambda turn: emit.prefetch_lines(soon, turn, lines))
         low = emit.broadcast(floor)
-        scales, adds = emit.epilogue(18, column)
+        scales, adds = emit.epilogue(19, column)
 
         def finish(joined: bool) -> None:
             for place, row in zip(places, sums, strict=True):
                 for v, total in enumerate(row):
                     scale, add = emit.load(scales, v), emit.load(adds, v)
                     if joined:
-                        add = builder.fadd(add, emit.load_some(emit.pointer(11, place), valid, v))
+                        add = builder.fadd(add, emit.load_some(emit.pointer(12, place), valid, v))
                     value = emit.finish(builder.load(total), scale, add, low)
-                    emit.store_some(value, emit.pointer(10, place), v, valid)
+                    emit.store_some(value, emit.pointer(11, place), v, valid)
 
-        emit.if_any(11, finish)
+        emit.if_any(12, finish)
         return context.get_dummy_value()
 
     return signature, generate
@@ -96,28 +99,28 @@ def multiply_tile(
 
 @njit(forceinline=True)
 def multiply_rows(
-    vectors, x, pitch, zeros, sources, source, shift, taps, depth, panels, panel,
+    vectors, x, pitch, zeros, sources, source, shift, taps, depth, panels, panel, ahead,
     y, shortcut, y_pitch, targets, target, y_shift, column, valid, epilogue, floor,
 ):  # fmt: skip
     """`multiply_tile` of ROWS rows and so many vectors, 1 to VECTORS."""
     if VECTORS > 3 and vectors == 4:
         multiply_tile(
-            x, pitch, zeros, sources, source, shift, taps, depth, panels, panel,
+            x, pitch, zeros, sources, source, shift, taps, depth, panels, panel, ahead,
             y, shortcut, y_pitch, targets, target, y_shift, column, valid, epilogue, floor, ROWS, 4,
         )  # fmt: skip
     elif VECTORS > 2 and vectors == 3:
         multiply_tile(
-            x, pitch, zeros, sources, source, shift, taps, depth, panels, panel,
+            x, pitch, zeros, sources, source, shift, taps, depth, panels, panel, ahead,
             y, shortcut, y_pitch, targets, target, y_shift, column, valid, epilogue, floor, ROWS, 3,
         )  # fmt: skip
     elif vectors == 2:
         multiply_tile(
-            x, pitch, zeros, sources, source, shift, taps, depth, panels, panel,
+            x, pitch, zeros, sources, source, shift, taps, depth, panels, panel, ahead,
             y, shortcut, y_pitch, targets, target, y_shift, column, valid, epilogue, floor, ROWS, 2,
         )  # fmt: skip
     else:
         multiply_tile(
-            x, pitch, zeros, sources, source, shift, taps, depth, panels, panel,
+            x, pitch, zeros, sources, source, shift, taps, depth, panels, panel, ahead,
             y, shortcut, y_pitch, targets, target, y_shift, column, valid, epilogue, floor, ROWS, 1,
         )  # fmt: skip
 
@@ -148,10 +151,7 @@ def product_tile(typing, a, first_a, pitch_a, b, first_b, depth, ahead, c, first
             here = builder.gep(right, [builder.mul(k, width)])
             emit.multiply_add([builder.gep(place, [k]) for place in inputs], here, sums)
 
-        def fetch(turn):
-            emit.prefetch(builder.gep(ahead, [builder.mul(turn, emit.index(LINE // 4))]), 2)
-
-        emit.repeat(depth, multiply, fetch)
+        emit.repeat(depth, multiply, lambda turn: emit.prefetch_lines(ahead, turn, 1))
         for m, totals in enumerate(sums):
             for v, total in enumerate(totals):
                 emit.store(builder.load(total), row(7, first_c, pitch_c, m), v)

@@ -10,8 +10,7 @@ from functools import lru_cache
 import numpy as np
 from numba import njit
 
-LINE = 64
-"""Bytes of a cache line, and of the widest vector."""
+from minidet.kernels.convolution.cpu.lanes import LINE
 
 _kept = threading.local()
 

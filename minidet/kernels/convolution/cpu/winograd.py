@@ -16,11 +16,11 @@ import numpy as np
 from numba import get_num_threads, njit
 
 from minidet.kernels.convolution.cpu.direct import NOTHING, epilogue_of
-from minidet.kernels.convolution.cpu.lanes import LANES, PAIR, ROWS, UNROLLED, WIDTH
+from minidet.kernels.convolution.cpu.lanes import LANES, LINE, PAIR, ROWS, UNROLLED, WIDTH
 from minidet.kernels.convolution.cpu.microkernel import product_rows
 from minidet.kernels.convolution.cpu.panels import padded, vectors_of
 from minidet.kernels.convolution.cpu.plan import NOWHERE
-from minidet.kernels.convolution.cpu.scratch import LINE, aligned, local, row_of_zeros
+from minidet.kernels.convolution.cpu.scratch import aligned, local, row_of_zeros
 from minidet.kernels.convolution.cpu.transform import (
     INPUT_2,
     INPUT_4,

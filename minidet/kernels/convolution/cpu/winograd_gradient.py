@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from numba import njit
 
-from minidet.kernels.convolution.cpu.lanes import FILTERS, LANES, PAIR
+from minidet.kernels.convolution.cpu.lanes import FILTERS, LANES, LINE, PAIR
 from minidet.kernels.convolution.cpu.microkernel import accumulate_rows
 from minidet.kernels.convolution.cpu.panels import padded
-from minidet.kernels.convolution.cpu.scratch import LINE, aligned, row_of_zeros, scratch
+from minidet.kernels.convolution.cpu.scratch import aligned, row_of_zeros, scratch
 from minidet.kernels.convolution.cpu.transform import (
     GRADIENT_2,
     GRADIENT_4,
