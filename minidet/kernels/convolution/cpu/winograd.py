@@ -131,7 +131,7 @@ def tiled_product(
     y = aligned(N, pixels, outputs)
     many = points(plan.side)
     heavy = many * C * outputs > HEAVY
-    span = min(WIDTH if heavy else max(WIDTH, SPAN), padded(outputs))
+    span = min(2 * WIDTH if heavy else max(WIDTH, SPAN), padded(outputs))
     room = CACHE // (many * (padded(C) + span))
     block = HEAVY_BLOCK if heavy else min(MOST_BLOCK, max(LEAST_BLOCK, room))
     units = get_num_threads()
