@@ -54,9 +54,10 @@ class FeaturePyramid(Module):
 
     def __call__(self, maps: list[Tensor]) -> list[Tensor]:
         """The backbone's maps -> all levels, finest first."""
-        inner = [lateral(x) for lateral, x in zip(self.lateral, maps, strict=True)]
-        for i in reversed(range(len(inner) - 1)):
-            inner[i] = inner[i] + upsample_nearest(inner[i + 1], inner[i].shape[1:3])
+        inner: list[Tensor] = []
+        for lateral, x in reversed(list(zip(self.lateral, maps, strict=True))):
+            above = upsample_nearest(inner[0], x.shape[1:3]) if inner else None
+            inner.insert(0, lateral.fused(x, None, lateral.bias, shortcut=above))
         levels = [output(x) for output, x in zip(self.output, inner, strict=True)]
         x = maps[-1] if self.extra_from_backbone else levels[-1]
         for i, extra in enumerate(self.extra):

@@ -49,7 +49,8 @@ def upsample_nearest(x: Tensor, size: tuple[int, int]) -> Tensor:
     """
     xp, (N, H, W, C), (P, Q) = x.xp, x.shape, size
     rows, columns = _nearest(P, H, xp, x.data.device), _nearest(Q, W, xp, x.data.device)
-    y = xp.take(xp.take(x.data, rows, axis=1), columns, axis=2)
+    pixels = xp.reshape(rows[:, None] * W + columns, (-1,))
+    y = xp.reshape(xp.take(xp.reshape(x.data, (N, H * W, C)), pixels, axis=1), (N, P, Q, C))
 
     def backward(gy):
         if P % H == 0 and Q % W == 0:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import cycle
+
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -157,6 +159,33 @@ class Emitter:
     def _vectors(self, pointer, v: int):
         shifted = self.builder.gep(pointer, [self.index(v * self.lanes)])
         return self.builder.bitcast(shifted, self.vector.as_pointer())
+
+
+class Sums:
+    """The sums of a register tile, zero at first.
+
+    There are two of each where a row is one vector, and every second product goes to the second: so few sums are done
+    sooner than a multiplication, which would wait for the one before it.
+    """
+
+    def __init__(self, emit: Emitter, rows: int, vectors: int) -> None:
+        self._emit = emit
+        self._copies = [
+            [[emit.variable() for _ in range(vectors)] for _ in range(rows)] for _ in range(2 if vectors == 1 else 1)
+        ]
+        self._turns = cycle(self._copies)
+
+    def add(self, inputs, weights) -> None:
+        """Products of one input for every row with a row of weights, as `Emitter.multiply_add` adds them."""
+        self._emit.multiply_add(inputs, weights, next(self._turns))
+
+    def totals(self) -> list[list]:
+        """The sums, as values."""
+        builder = self._emit.builder
+        first, *more = ([[builder.load(total) for total in row] for row in sums] for sums in self._copies)
+        for sums in more:
+            first = [[builder.fadd(a, b) for a, b in zip(*rows, strict=True)] for rows in zip(first, sums, strict=True)]
+        return first
 
 
 def literal(kind) -> int:

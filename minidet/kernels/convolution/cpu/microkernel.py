@@ -16,7 +16,7 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from minidet.kernels.convolution.cpu.emitter import INDEX, Emitter, literal
+from minidet.kernels.convolution.cpu.emitter import INDEX, Emitter, Sums, literal
 from minidet.kernels.convolution.cpu.lanes import FILTERS, GROUP, LANES, LINE, PAIR, ROWS, UNROLLED, VECTORS
 
 
@@ -45,7 +45,7 @@ def multiply_tile(
         emit = Emitter(context, builder, signature, args)
         _, pitch, _, _, source, shift, taps, depth, _, panel, ahead = args[:11]
         _, _, y_pitch, _, target, y_shift, column, valid, _, floor, _, _ = args[11:]
-        sums = [[emit.variable() for _ in range(vectors)] for _ in range(rows)]
+        sums = Sums(emit, rows, vectors)
         width = emit.index(vectors * LANES)
         nothing = emit.pointer(2, emit.index(0))
         places = []
@@ -75,20 +75,20 @@ def multiply_tile(
 
             def multiply(k):
                 here = builder.gep(weights, [builder.mul(k, width)])
-                emit.multiply_add([builder.gep(row, [k]) for row in inputs], here, sums)
+                sums.add([builder.gep(row, [k]) for row in inputs], here)
 
             lines = -(-UNROLLED * vectors * LANES // GROUP // (LINE // 4))
             emit.repeat(depth, multiply, lambda turn: emit.prefetch_lines(soon, turn, lines))
-        low = emit.broadcast(floor)
+        low, totals = emit.broadcast(floor), sums.totals()
         scales, adds = emit.epilogue(19, column)
 
         def finish(joined: bool) -> None:
-            for place, row in zip(places, sums, strict=True):
+            for place, row in zip(places, totals, strict=True):
                 for v, total in enumerate(row):
                     scale, add = emit.load(scales, v), emit.load(adds, v)
                     if joined:
                         add = builder.fadd(add, emit.load_some(emit.pointer(12, place), valid, v))
-                    value = emit.finish(builder.load(total), scale, add, low)
+                    value = emit.finish(total, scale, add, low)
                     emit.store_some(value, emit.pointer(11, place), v, valid)
 
         emit.if_any(12, finish)
@@ -139,7 +139,7 @@ def product_tile(typing, a, first_a, pitch_a, b, first_b, depth, ahead, c, first
     def generate(context, builder, signature, args):
         emit = Emitter(context, builder, signature, args)
         _, first_a, pitch_a, _, first_b, depth, ahead, _, first_c, pitch_c, _, _ = args
-        sums = [[emit.variable() for _ in range(vectors)] for _ in range(rows)]
+        sums = Sums(emit, rows, vectors)
         right, width, ahead = emit.pointer(3, first_b), emit.index(vectors * LANES), emit.pointer(3, ahead)
 
         def row(argument, first, pitch, m):
@@ -149,12 +149,12 @@ def product_tile(typing, a, first_a, pitch_a, b, first_b, depth, ahead, c, first
 
         def multiply(k):
             here = builder.gep(right, [builder.mul(k, width)])
-            emit.multiply_add([builder.gep(place, [k]) for place in inputs], here, sums)
+            sums.add([builder.gep(place, [k]) for place in inputs], here)
 
         emit.repeat(depth, multiply, lambda turn: emit.prefetch_lines(ahead, turn, 1))
-        for m, totals in enumerate(sums):
+        for m, totals in enumerate(sums.totals()):
             for v, total in enumerate(totals):
-                emit.store(builder.load(total), row(7, first_c, pitch_c, m), v)
+                emit.store(total, row(7, first_c, pitch_c, m), v)
         return context.get_dummy_value()
 
     return signature, generate
