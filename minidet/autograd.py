@@ -51,11 +51,13 @@ class Node:
 
     op: str
     inputs: tuple[Tensor, ...]
-    backward: Callable[[Array], tuple[Array | None, ...]] | None
+    backward: Callable[..., tuple[Array | None, ...]] | None
     geometry: Any = None
     """Which pixels its windows read, where it has windows (`kernels.convolution.Geometry`): for whoever looks on."""
     fresh: bool = False
     """Whether `backward` makes every gradient anew, keeps none and hands none out twice: it may then be written to."""
+    adds: bool = False
+    """Whether `backward` also takes the gradient its first input has so far, or None, and gives the sum of both."""
 
 
 class Tensor:
@@ -159,7 +161,10 @@ class Tensor:
             node, backward = tensor.node, tensor.node.backward
             if backward is None:
                 raise RuntimeError(f"{node.op}: this part of the graph was already run backwards")
-            for source, g in zip(node.inputs, backward(grad), strict=True):
+            so_far = ()
+            if node.adds and not observer:  # who looks on is shown this op's share alone
+                so_far = (pending.pop(id(node.inputs[0]), (None, False))[0],)
+            for source, g in zip(node.inputs, backward(grad, *so_far), strict=True):
                 if not source.requires_grad:
                     continue
                 if g is None:
@@ -185,13 +190,14 @@ def record(
     *,
     geometry: Any = None,
     fresh: bool = False,
+    adds: bool = False,
 ) -> Tensor:
     """Wrap the result of an op.
 
     `backward` takes dL/d(output) and returns one gradient per input, None for an input that asked for
     none.  It closes over arrays, never over Tensors: no reference cycle, so memory goes with the loss.
     """
-    node, observer = Node(op, inputs, backward, geometry, fresh), _observer.get()
+    node, observer = Node(op, inputs, backward, geometry, fresh, adds), _observer.get()
     if observer:
         observer("forward", node, data)
     if not _recording.get() or not any(x.requires_grad for x in inputs):

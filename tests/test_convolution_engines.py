@@ -15,10 +15,10 @@ import pytest
 from hypothesis import assume, event, given, settings
 from hypothesis import strategies as st
 
-from minidet.kernels import convolve, convolve_input_gradient, convolve_weight_gradient, only
+from minidet.kernels import add_input_gradient, convolve, convolve_input_gradient, convolve_weight_gradient, only
 from minidet.kernels.convolution import Geometry
 
-KERNELS = (convolve, convolve_input_gradient, convolve_weight_gradient)
+KERNELS = (convolve, convolve_input_gradient, convolve_weight_gradient, add_input_gradient)
 VERSIONS = list(dict.fromkeys(
     name.removeprefix("numpy:") for kernel in KERNELS for name in kernel.fast if name.startswith("numpy:")
 ))  # fmt: skip
@@ -69,15 +69,17 @@ def arrays(geometry, N, C, F, seed):
 
 
 def calls(geometry, x, weight, bias, scale, gy):
-    """The three kernels' arguments for these arrays; forward also with everything that may follow it."""
+    """The kernels' arguments for these arrays; forward also with everything that may follow it."""
     yield convolve, (x, weight, None, None, None, False, geometry, {})
     yield convolve_input_gradient, (gy, weight, geometry, {})
     yield convolve_weight_gradient, (x, gy, geometry)
     yield convolve, (x, weight, bias, scale, gy, True, geometry, {})  # gy will do for a shortcut
+    yield add_input_gradient, (x, gy, weight, geometry, {})
 
 
 def scale_of_error(kernel, geometry, x, weight, gy) -> float:
     """What rounding errors grow with: the root of the number of terms, times the size of both factors."""
+    kernel = convolve_input_gradient if kernel is add_input_gradient else kernel
     channels = {convolve: weight.shape[3], convolve_input_gradient: weight.shape[0] // geometry.groups}
     terms = geometry.taps * channels[kernel] if kernel in channels else gy.shape[0] * gy.shape[1]
     factors = {convolve: (x, weight), convolve_input_gradient: (gy, weight), convolve_weight_gradient: (x, gy)}
@@ -155,7 +157,7 @@ def test_whichever_version_is_chosen_is_right():
     drawn = problems(FEW + MANY, FEW + MANY, groups=(1, 1, 2, 3))
     ran = search(60, drawn, None, derandomize=True)
     assert {name for kernel, name in ran if kernel == "convolve"} >= {"textbook"}
-    assert sum(ran.values()) == 4 * 60
+    assert sum(ran.values()) == 5 * 60
 
 
 @pytest.mark.slow

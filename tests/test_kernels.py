@@ -226,6 +226,7 @@ CASES = {
 """For every kernel, argument lists that reach its definition and all its versions."""
 
 IN_TEST_CONVOLUTION = {
+    kernels.add_input_gradient,
     kernels.convolve,
     kernels.convolve_input_gradient,
     kernels.convolve_weight_gradient,

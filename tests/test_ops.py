@@ -399,3 +399,23 @@ BAD_CALLS = {
 def test_what_does_not_fit_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("xp", [numpy, backend.load("array_api_strict")], ids=backend.name_of)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_gradients_of_a_map_that_several_convolutions_read_add_up(stride, dtype, xp, rng):
+    """Each adds to what the others gave, in one pass over the map where its kernel can."""
+    shapes = (2, 9, 12, 16), (16, 1, 1, 16), (16, 3, 3, 16), (2, 9, 12, 16), (2, -(-9 // stride), -(-12 // stride), 16)
+    x, small, large, *cotangents = (xp.asarray(rng.normal(size=shape), dtype=getattr(xp, dtype)) for shape in shapes)
+
+    def gradients(first, second, third):
+        y = ops.conv2d(second, Tensor(large), padding=1, shortcut=third)
+        z = ops.conv2d(first, Tensor(small), stride=stride)
+        ops.add(ops.sum(ops.mul(y, cotangents[0])), ops.sum(ops.mul(z, cotangents[1]))).backward()
+
+    shared, apart = Tensor(x, requires_grad=True), [Tensor(x, requires_grad=True) for _ in range(3)]
+    gradients(shared, shared, shared)
+    gradients(*apart)
+    got, (a, b, c) = backend.to_numpy(shared.grad), (backend.to_numpy(leaf.grad) for leaf in apart)
+    np.testing.assert_allclose(got, a + b + c, rtol=0, atol=1e-4 if dtype == "float32" else 1e-12)

@@ -8,6 +8,7 @@ from minidet.autograd import Tensor, record, recording
 from minidet.backend import Array, namespace
 from minidet.kernels import column_sums, epilogue_gradient, rectify_gradient, scale_rows
 from minidet.kernels.convolution import (
+    add_input_gradient,
     convolve,
     convolve_input_gradient,
     convolve_weight_gradient,
@@ -131,7 +132,7 @@ def _convolve(op, x, flat, weight, bias, geometry, scale, shortcut, relu, shape)
     kept = flat if needs_weight else None
     rectified = y if relu else None
 
-    def backward(gy):
+    def backward(gy, before=None):
         g, back, back_memo, folded = xp.reshape(gy, (shape[0], -1, F)), filters, memo, False
         if rectified is not None and not needs_shortcut:
             g, gbias = epilogue_gradient(g, rectified, scale)
@@ -147,13 +148,19 @@ def _convolve(op, x, flat, weight, bias, geometry, scale, shortcut, relu, shape)
             gweight = convolve_weight_gradient(kept, g, geometry)
             gweight = scale_rows(gweight, scale) if folded else gweight
         if needs_x:
-            gx = xp.reshape(convolve_input_gradient(g, back, geometry, back_memo), old)
+            read = g, back, geometry, back_memo
+            if before is None:
+                gx = convolve_input_gradient(*read)
+            else:
+                gx = add_input_gradient(xp.reshape(before, (shape[0], -1, C)), *read)
+            gx = xp.reshape(gx, old)
         gradients = (gx, gweight) if bias is None else (gx, gweight, gbias if needs_bias else None)
         return gradients if added is None else (*gradients, xp.reshape(g, shape) if needs_shortcut else None)
 
     inputs = tuple(tensor for tensor in (x, weight, bias, shortcut) if tensor is not None)
     # Without a rectifier the shortcut is handed the very gradient that came in.
-    return record(op, xp.reshape(y, shape), inputs, backward, geometry=geometry, fresh=added is None or relu)
+    fresh = added is None or relu
+    return record(op, xp.reshape(y, shape), inputs, backward, geometry=geometry, fresh=fresh, adds=True)
 
 
 def _filters(weight: Tensor, dtype, lasting: bool) -> tuple[Array, dict]:

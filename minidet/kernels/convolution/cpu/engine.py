@@ -33,8 +33,8 @@ LEAST_CHANNELS = 8
 """With fewer, the loop over the channels of one tap is too short for its own set-up."""
 
 
-def register(convolve: Kernel, input_gradient: Kernel, weight_gradient: Kernel) -> None:
-    """Put this engine's versions into the three kernels, fastest first."""
+def register(convolve: Kernel, input_gradient: Kernel, weight_gradient: Kernel, add_input_gradient: Kernel) -> None:
+    """Put this engine's versions into the kernels, fastest first."""
     for side in (4, 2):
         version = f"winograd{side}"
         convolve.faster_on(
@@ -43,6 +43,9 @@ def register(convolve: Kernel, input_gradient: Kernel, weight_gradient: Kernel) 
         input_gradient.faster_on(
             "numpy", version, when=lambda gy, w, g, memo, side=side: winograd_gradient_accepts(gy, w, g, side)
         )(partial(winograd_input_gradient, side=side))
+        add_input_gradient.faster_on(
+            "numpy", version, when=lambda before, gy, w, g, memo, side=side: winograd_gradient_accepts(gy, w, g, side)
+        )(lambda before, *args, side=side: winograd_input_gradient(*args, before, side=side))
         weight_gradient.faster_on(
             "numpy", version, when=lambda x, gy, g, side=side: winograd_weight_gradient_accepts(x, gy, g, side)
         )(partial(winograd_weight_gradient, side=side))
@@ -55,6 +58,9 @@ def register(convolve: Kernel, input_gradient: Kernel, weight_gradient: Kernel) 
     input_gradient.faster_on(
         "numpy", "direct", when=lambda gy, weight, g, memo: direct_accepts(gy, weight, g)
     )(direct_input_gradient)
+    add_input_gradient.faster_on(
+        "numpy", "direct", when=lambda before, gy, weight, g, memo: direct_accepts(gy, weight, g)
+    )(lambda before, *args: direct_input_gradient(*args, before))
     weight_gradient.faster_on("numpy", "direct", when=weight_gradient_accepts)(direct_weight_gradient)
     weight_gradient.faster_on("numpy", "stem", when=stem_accepts)(stem_weight_gradient)
     convolve.faster_on(
@@ -97,11 +103,12 @@ def winograd_forward(x, weight, bias, scale, shortcut, relu: bool, geometry: Geo
     return winograd.tiled_product(_ready(x), plan, panels, *sizes, *ends)
 
 
-def winograd_input_gradient(gy, weight, geometry: Geometry, memo: dict, *, side: int):
-    """`definition.convolve_input_gradient` of 3x3 filters at stride 1."""
+def winograd_input_gradient(gy, weight, geometry: Geometry, memo: dict, before=None, *, side: int):
+    """`definition.convolve_input_gradient` of 3x3 filters at stride 1, plus what was there before."""
     plan = winograd.tiling(winograd.spread(geometry), gy.shape[0], side)
     panels = transformed(_ready(weight), side, memo, transposed=True)
-    return winograd.tiled_product(_ready(gy), plan, panels, geometry.pixels, weight.shape[3])
+    ends = {"shortcut": _added(before)}
+    return winograd.tiled_product(_ready(gy), plan, panels, geometry.pixels, weight.shape[3], **ends)
 
 
 def winograd_weight_gradient(x, gy, geometry: Geometry, *, side: int):
@@ -127,11 +134,11 @@ def direct(x, weight, bias, scale, shortcut, relu: bool, geometry: Geometry, mem
     return gathered_product(_ready(x), plan, panels, *sizes, *ends)
 
 
-def direct_input_gradient(gy, weight, geometry: Geometry, memo: dict):
-    """`definition.convolve_input_gradient`: the same product over the table of who read whom."""
+def direct_input_gradient(gy, weight, geometry: Geometry, memo: dict, before=None):
+    """`definition.convolve_input_gradient`, plus what was there before: the product over the table of who read whom."""
     plan = input_gradient_plan(geometry, gy.shape[0])
     panels = packed(_taps(weight), plan.order, memo, transposed=True)
-    return gathered_product(_ready(gy), plan, panels, weight.shape[3], weight.shape[0])
+    return gathered_product(_ready(gy), plan, panels, weight.shape[3], weight.shape[0], shortcut=_added(before))
 
 
 def direct_weight_gradient(x, gy, geometry: Geometry):
