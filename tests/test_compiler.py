@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import time
 
+import numba
 import pytest
+from llvmlite import binding as llvm
 
 from minidet.kernels import compiler
 
@@ -59,3 +61,17 @@ def test_a_temporary_cache_is_private(tmp_path, monkeypatch):
     folder.rmdir()
     folder.symlink_to(tmp_path)
     assert compiler._private_folder() not in (folder, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("avx512", "told", "want"),
+    [
+        (True, None, "+avx512f,+fma,-prefer-256-bit"),
+        (False, None, None),
+        (True, "+sse4.2", "+sse4.2"),
+    ],
+)
+def test_loops_use_the_widest_vectors_unless_told_otherwise(avx512, told, want, monkeypatch):
+    monkeypatch.setattr(numba.config, "CPU_FEATURES", told)
+    compiler.widen_vectors(llvm.FeatureMap({"fma": True, "avx512f": avx512}))
+    assert numba.config.CPU_FEATURES == want

@@ -1,4 +1,4 @@
-"""How the machine is set up before the first kernel runs: compiled code, waiting threads, freed memory.
+"""How the machine is set up before the first kernel runs: compiled code, vectors, waiting threads, freed memory.
 
 `minidet.kernels` imports this file first; it changes nothing that the user has set.
 """
@@ -18,6 +18,7 @@ import time
 import warnings
 from pathlib import Path
 
+import llvmlite.binding as llvm
 import numba
 from numba.core import event
 
@@ -96,6 +97,16 @@ if not numba.config.CACHE_DIR:
     numba.config.CACHE_DIR = str(cache_folder())
 
 
+def widen_vectors(features: llvm.FeatureMap) -> None:
+    """Have LLVM use all of AVX-512 in ordinary loops too.
+
+    It halves the vectors of most CPUs, for some once slowed their clocks when they saw whole ones.  The convolutions
+    use whole ones, so that is no reason here.
+    """
+    if numba.config.CPU_FEATURES is None and features.get("avx512f"):
+        numba.config.CPU_FEATURES = f"{features.flatten()},-prefer-256-bit"
+
+
 def keep_freed_memory() -> bool:
     """Have the C library keep freed memory for the next array; whether it will.
 
@@ -151,6 +162,7 @@ def thread_pool_advice() -> str | None:
     )
 
 
+widen_vectors(llvm.get_host_cpu_features())
 keep_freed_memory()
 event.register("numba:compile", NoCollection())
 
