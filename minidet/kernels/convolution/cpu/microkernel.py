@@ -196,6 +196,7 @@ def accumulate_tile(
             emit.pointer(10, builder.add(first_c, builder.mul(pitch, emit.index(m)))) for m in range(rows)
         ]
         sums = [[emit.variable(emit.load(row, v)) for v in range(vectors)] for row in targets]
+        # The sums of the next rows, which come next: by then they shall be in cache.
         beyond = builder.mul(pitch, emit.index(rows))
         for row in targets:
             for v in range(0, vectors, max(1, LINE // 4 // LANES)):

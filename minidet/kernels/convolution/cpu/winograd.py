@@ -46,7 +46,8 @@ in the first-level cache."""
 
 HEAVY, HEAVY_BLOCK = 1 << 20, 15 * ROWS
 """Transformed weights that are more than so many numbers come from the last cache or from memory: each is fetched for
-as many tiles as possible, though their inputs then leave the second-level cache."""
+as many tiles as possible, though their inputs then leave the second-level cache.  These are read again for every two
+panels of weights."""
 
 LEAST_FULL = 0.5
 """A tile of 4x4 costs 36 products and its transforms, one of 2x2 16, a pixel 9: where fewer of a tile's pixels are
