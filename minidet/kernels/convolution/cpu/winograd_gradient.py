@@ -40,8 +40,9 @@ GAP = LINE // 4
 """float32 numbers left free behind every point.  Points, and runs of them, would else lie at distances of a power of
 two, where all that is read or written together shares the eight places of one set of the first-level cache."""
 
-SCRATCH = 1 << 19
-"""float32 numbers of transformed inputs and gradients at a time: what a second-level cache can nearly hold."""
+SCRATCH = 1 << 20
+"""float32 numbers of transformed inputs and gradients at a time: about what two cores' second-level caches hold.  Fewer
+would mean more loops, each of which waits for the slower core."""
 
 MANY_SUMS = 1 << 21
 """With more sums than this, going through all of them again costs more than inputs and gradients that leave the caches:
