@@ -401,7 +401,7 @@ def test_what_does_not_fit_is_refused(call, message):
         call()
 
 
-@pytest.mark.parametrize("xp", [numpy, backend.load("array_api_strict")], ids=backend.name_of)
+@each_library
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("stride", [1, 2])
 def test_gradients_of_a_map_that_several_convolutions_read_add_up(stride, dtype, xp, rng):

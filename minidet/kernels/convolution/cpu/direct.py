@@ -77,7 +77,7 @@ def _unit(
         valid = min(WIDTH, outputs - column)
         vectors = vectors_of(valid)
         following = column + WIDTH if column + WIDTH < outputs else 0
-        share = taps * depth * vectors * LANES // GROUP
+        share = taps * depth * vectors * LANES // GROUP  # of the panel that follows, fetched with each tile
         for i in range(first, last):
             repeat, tile = divmod(i, len(table))
             source, tap, used = table[tile, 0], table[tile, 1], table[tile, 2]

@@ -48,4 +48,4 @@ WIDTH = LANES * VECTORS
 """Columns of the register tile, and of a panel of weights."""
 
 GROUP = 8
-"""Tiles that one work unit runs through a panel of weights before it turns to the next panel."""
+"""Tiles that one unit of a direct convolution runs through a panel of weights before it turns to the next panel."""

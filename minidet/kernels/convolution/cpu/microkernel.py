@@ -33,7 +33,8 @@ def multiply_tile(
     for m < rows and j < valid, with width = vectors * LANES.  Pixels are `pitch` and `y_pitch` numbers
     apart: pixel(t, m) = shift + sources[source + t*rows + m], or a row of `zeros` where that source is
     negative, and pixel(m) = y_shift + targets[target + m].  `scale` and `add` are the two halves of
-    `epilogue`, from `column` on.  A shortcut that is empty, or None, adds nothing.  NaN stays NaN.
+    `epilogue`, from `column` on.  A shortcut that is empty, or None, adds nothing.  NaN stays NaN.  Meanwhile the
+    cache fetches one GROUP-th of such a panel, from `ahead` on.
     """
     signature = types.void(
         x, INDEX, zeros, sources, INDEX, INDEX, INDEX, INDEX, panels, INDEX, INDEX,
@@ -182,7 +183,7 @@ def accumulate_tile(
     c[first_c + m*pitch + j] += sum_{r < runs, p < count} a[first_a + r*run_a + p*pitch_a + m] *
         b[first_b + r*run_b + p*pitch_b + j]
 
-    for m < rows and j < vectors * LANES.
+    for m < rows and j < vectors * LANES.  Meanwhile the cache fetches the sums of the next `rows` rows.
     """
     signature = types.void(
         a, INDEX, INDEX, INDEX, b, INDEX, INDEX, INDEX, INDEX, INDEX, c, INDEX, INDEX, rows, vectors

@@ -33,23 +33,24 @@ def padded_maps(x, geometry: Geometry):
     y[size:] = 0
     for ((_, W), inside, _, _), ((P, Q), place, _, _) in zip(geometry.levels(), wide.levels(), strict=True):
         begin, shift, down, right = inside.start * C, place.start * C, geometry.padding[0], geometry.padding[1] * C
-        _pad_map(N, P, x.reshape(-1), S * C, begin, W * C, y, wide.pixels * C, shift, Q * C, down, right)
+        _pad_row(N * P, P, x.reshape(-1), S * C, begin, W * C, y, wide.pixels * C, shift, Q * C, down, right)
     return y[:size].reshape(N, wide.pixels, C)
 
 
 @parallel
-def _pad_map(n, P, x, image, begin, length, y, wide_image, shift, wide_length, down, right):
-    """A padded map; lengths and places count numbers, not pixels."""
-    for p in range(P):
-        target = n * wide_image + shift + p * wide_length
-        if down <= p < P - down:
-            y[target : target + right] = 0
-            inside, source = target + right, n * image + begin + (p - down) * length
-            for i in range(length):  # to copy slices, Numba compiles the message of an error too
-                y[inside + i] = x[source + i]
-            y[inside + length : target + wide_length] = 0
-        else:
-            y[target : target + wide_length] = 0
+def _pad_row(unit, P, x, image, begin, length, y, wide_image, shift, wide_length, down, right):
+    """A row of a padded map; lengths and places count numbers, not pixels."""
+    n, p = unit // P, unit % P
+    start = n * wide_image + shift + p * wide_length
+    stop = start + wide_length
+    if down <= p < P - down:
+        inside, source = start + right, n * image + begin + (p - down) * length
+        y[start:inside] = 0
+        for i in range(length):  # to copy slices, Numba compiles the message of an error too
+            y[inside + i] = x[source + i]
+        y[inside + length : stop] = 0
+    else:
+        y[start:stop] = 0
 
 
 BLOCK = 256
