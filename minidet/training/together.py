@@ -65,8 +65,10 @@ def average_statistics(communicator: Communicator, model: Module) -> None:
     A batch norm normalises each process's images by themselves, as it does each part of an accumulated batch;
     so only with other norms are many processes the same training as one.
     """
+    if communicator.size == 1:
+        return
     norms = [m for _, m in model.named_modules() if isinstance(m, BatchNorm2d) and not m.frozen]
-    if communicator.size == 1 or not norms:
+    if not norms:
         return
     places = [(norm, name) for norm in norms for name in ("running_mean", "running_var")]
     xp = model.xp
