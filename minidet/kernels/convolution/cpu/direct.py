@@ -13,38 +13,47 @@ import numpy as np
 
 from minidet.kernels.convolution.cpu.lanes import GROUP, LANES, ROWS, WIDTH
 from minidet.kernels.convolution.cpu.microkernel import multiply_rows
-from minidet.kernels.convolution.cpu.panels import padded, vectors_of
+from minidet.kernels.convolution.cpu.panels import pack_tap, padded, vectors_of
 from minidet.kernels.convolution.cpu.plan import Plan
 from minidet.kernels.convolution.cpu.scratch import aligned, row_of_zeros
-from minidet.kernels.parallel import parallel
+from minidet.kernels.parallel import in_turn, parallel
 
 NOTHING = np.zeros(0, dtype=np.float32)
 """The shortcut of a convolution that has none: compiled code takes an array of one kind."""
 
+
 def gathered_product(
-    x, plan: Plan, panels, outputs: int, depth: int, scale=None, bias=None, shortcut=NOTHING, relu=False
+    x, plan: Plan, weight, memo: dict, *, scale=None, bias=None, shortcut=NOTHING, relu=False, turned=False
 ):
     """y[target] = act(bias + shortcut[target] + scale * sum over taps of x[source] @ w[tap]), tile by tile of the plan.
 
+    The panels of weights (panels.py) are kept in `memo` while the weights do not change.
+
     Shapes:
         x: (N, S, C), of whose pixels `depth` numbers are read
-        panels: as `panels.packed` makes them
+        weight: (outputs, taps, depth); `turned` swaps outputs and depth: the input gradient
         scale, bias: (outputs,) or None
         shortcut: (N * S' * outputs,), or empty for none
         returns: (N, S', outputs)
     """
     N, _, C = x.shape
-    repeats = N // plan.images
+    depth, _, outputs = weight.shape if turned else weight.shape[::-1]
+    repeats, order = N // plan.images, plan.order
     y = aligned(N, plan.written // plan.images, outputs)
     tiles = repeats * len(plan.tiles)
     units = -(-tiles // GROUP)
-    epilogue = epilogue_of(outputs, scale, bias)
-    floor = np.float32(0 if relu else -np.inf)
-    _unit(
-        units, units, tiles, x.reshape(-1), C, depth, row_of_zeros(depth),
-        plan.tiles, plan.sources, plan.targets.reshape(-1), plan.read, plan.written,
-        panels, len(plan.order), y.reshape(-1), shortcut, outputs, epilogue, floor,
+    loops, key = ((_unit, 0, units),), ("cpu panels", weight.shape, turned)
+    panels = memo.get(key)
+    if panels is None:
+        panels = aligned(padded(outputs) * len(order) * depth)
+        loops = (_pack, 0, -(-outputs // WIDTH) * len(order)), *loops
+    in_turn(
+        loops, units, tiles, x.reshape(-1), C, depth, row_of_zeros(depth),
+        plan.tiles, plan.sources, plan.targets.reshape(-1), plan.read, plan.written, weight.reshape(-1), order, turned,
+        panels, y.reshape(-1), shortcut, outputs, epilogue_of(outputs, scale, bias),
+        np.float32(0 if relu else -np.inf),
     )  # fmt: skip
+    memo[key] = panels
     return y
 
 
@@ -66,12 +75,25 @@ def _epilogue(outputs: int, scale, bias):
     return epilogue.reshape(-1)
 
 
+# Both loops take the same arguments, for one follows the other.
+
+
+@parallel
+def _pack(
+    unit, units, tiles, x, pitch, depth, zeros, table, sources, targets, read, written, weight, order, turned,
+    panels, y, shortcut, outputs, epilogue, floor,
+):  # fmt: skip
+    """A tap of a panel of weights."""
+    pack_tap(unit // len(order), unit % len(order), weight, order, panels, outputs, depth, turned)
+
+
 @parallel
 def _unit(
-    unit, units, tiles, x, pitch, depth, zeros, table, sources, targets, read, written,
-    panels, taps, y, shortcut, outputs, epilogue, floor,
+    unit, units, tiles, x, pitch, depth, zeros, table, sources, targets, read, written, weight, order, turned,
+    panels, y, shortcut, outputs, epilogue, floor,
 ):  # fmt: skip
     """Some neighbouring tiles, panel by panel."""
+    taps = len(order)
     first, last = unit * tiles // units, (unit + 1) * tiles // units
     for column in range(0, outputs, WIDTH):
         valid = min(WIDTH, outputs - column)

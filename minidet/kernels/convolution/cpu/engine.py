@@ -19,11 +19,9 @@ import numpy as np
 
 from minidet.kernels.convolution.cpu import winograd
 from minidet.kernels.convolution.cpu.direct import NOTHING, gathered_product
-from minidet.kernels.convolution.cpu.filters import transformed
 from minidet.kernels.convolution.cpu.lanes import FILTERS
-from minidet.kernels.convolution.cpu.panels import packed
 from minidet.kernels.convolution.cpu.plan import forward_plan, input_gradient_plan
-from minidet.kernels.convolution.cpu.stem import padded_maps, row_plan, row_products
+from minidet.kernels.convolution.cpu.stem import row_gradients, row_products
 from minidet.kernels.convolution.cpu.weight_gradient import outer_products
 from minidet.kernels.convolution.cpu.winograd_gradient import pointwise_products
 from minidet.kernels.convolution.geometry import Geometry
@@ -98,17 +96,15 @@ def winograd_weight_gradient_accepts(x, gy, geometry: Geometry, side: int) -> bo
 def winograd_forward(x, weight, bias, scale, shortcut, relu: bool, geometry: Geometry, memo: dict, *, side: int):
     """`definition.convolve` of 3x3 filters at stride 1."""
     plan = winograd.tiling(geometry, x.shape[0], side)
-    panels = transformed(_ready(weight), side, memo, transposed=False)
-    sizes, ends = (geometry.output_pixels, weight.shape[0]), (scale, bias, _added(shortcut), relu)
-    return winograd.tiled_product(_ready(x), plan, panels, *sizes, *ends)
+    ends = {"scale": scale, "bias": bias, "shortcut": _added(shortcut), "relu": relu}
+    return winograd.tiled_product(_ready(x), plan, _ready(weight), memo, geometry.output_pixels, **ends)
 
 
 def winograd_input_gradient(gy, weight, geometry: Geometry, memo: dict, before=None, *, side: int):
     """`definition.convolve_input_gradient` of 3x3 filters at stride 1, plus what was there before."""
     plan = winograd.tiling(winograd.spread(geometry), gy.shape[0], side)
-    panels = transformed(_ready(weight), side, memo, transposed=True)
-    ends = {"shortcut": _added(before)}
-    return winograd.tiled_product(_ready(gy), plan, panels, geometry.pixels, weight.shape[3], **ends)
+    how = {"shortcut": _added(before), "turned": True}
+    return winograd.tiled_product(_ready(gy), plan, _ready(weight), memo, geometry.pixels, **how)
 
 
 def winograd_weight_gradient(x, gy, geometry: Geometry, *, side: int):
@@ -129,16 +125,14 @@ def weight_gradient_accepts(x, gy, geometry: Geometry) -> bool:
 def direct(x, weight, bias, scale, shortcut, relu: bool, geometry: Geometry, memo: dict):
     """`definition.convolve`."""
     plan = forward_plan(geometry, x.shape[0])
-    panels = packed(_taps(weight), plan.order, memo, transposed=False)
-    sizes, ends = (weight.shape[0], weight.shape[3]), (scale, bias, _added(shortcut), relu)
-    return gathered_product(_ready(x), plan, panels, *sizes, *ends)
+    ends = {"scale": scale, "bias": bias, "shortcut": _added(shortcut), "relu": relu}
+    return gathered_product(_ready(x), plan, _taps(weight), memo, **ends)
 
 
 def direct_input_gradient(gy, weight, geometry: Geometry, memo: dict, before=None):
     """`definition.convolve_input_gradient`, plus what was there before: the product over the table of who read whom."""
     plan = input_gradient_plan(geometry, gy.shape[0])
-    panels = packed(_taps(weight), plan.order, memo, transposed=True)
-    return gathered_product(_ready(gy), plan, panels, weight.shape[3], weight.shape[0], shortcut=_added(before))
+    return gathered_product(_ready(gy), plan, _taps(weight), memo, shortcut=_added(before), turned=True)
 
 
 def direct_weight_gradient(x, gy, geometry: Geometry):
@@ -155,11 +149,8 @@ def stem_accepts(x, other, geometry: Geometry) -> bool:
 
 def stem(x, weight, bias, scale, shortcut, relu: bool, geometry: Geometry, memo: dict):
     """`definition.convolve` over few channels."""
-    plan = row_plan(geometry, x.shape[0])
-    F, k = weight.shape[:2]
-    panels = packed(_ready(weight).reshape(F, k, -1), plan.order, memo, transposed=False)
-    sizes, ends = (F, weight.shape[2] * weight.shape[3]), (scale, bias, _added(shortcut), relu)
-    return gathered_product(padded_maps(_ready(x), geometry), plan, panels, *sizes, *ends)
+    ends = {"scale": scale, "bias": bias, "shortcut": _added(shortcut), "relu": relu}
+    return row_products(_ready(x), _ready(weight), memo, geometry, **ends)
 
 
 def stem_weight_gradient(x, gy, geometry: Geometry):
@@ -169,7 +160,7 @@ def stem_weight_gradient(x, gy, geometry: Geometry):
         whole = np.zeros((*gy.shape[:2], -(-F // FILTERS) * FILTERS), dtype=np.float32)
         whole[:, :, :F] = gy
         gy = whole
-    return row_products(padded_maps(_ready(x), geometry), _ready(gy), geometry)[:F]
+    return row_gradients(_ready(x), _ready(gy), geometry)[:F]
 
 
 def grouped_accepts(x, weight, geometry: Geometry) -> bool:

@@ -10,48 +10,43 @@ from minidet.kernels.convolution.cpu.microkernel import copy_run, transpose_squa
 from minidet.kernels.convolution.cpu.panels import padded, vectors_of
 from minidet.kernels.convolution.cpu.scratch import aligned
 from minidet.kernels.convolution.cpu.transform import TAPS, WEIGHT_2, WEIGHT_4, points, transform_vectors
-from minidet.kernels.parallel import parallel
 
 
-def transformed(weight, side: int, memo: dict, *, transposed: bool):
-    """`panels.packed` of the transformed filters, their depth filled up to whole vectors, kept in `memo`.
-
-    Shapes:
-        weight: (F, 3, 3, C), outputs F and depth C; `transposed` swaps them and turns every filter around: the
-            input gradient
-        returns: flat, panels of (points, depth, vectors_of(outputs left) * LANES)
-    """
-    key = "cpu winograd", side, transposed
-    if key not in memo:
-        F, C = weight.shape[0], weight.shape[3]
-        outputs, depth = (C, F) if transposed else (F, C)
-        panels, runs = aligned(points(side) * padded(outputs) * padded(depth)), padded(depth) // LANES
-        units = -(-outputs // WIDTH) * runs
-        _transform_run(units, runs, weight.reshape(-1), F, C, outputs, padded(depth), transposed, panels, side)
-        memo[key] = panels
-    return memo[key]
+def room_for(side: int, outputs: int, depth: int):
+    """Memory for `transform_run`'s panels: flat, (points, padded depth, vectors_of(outputs left) * LANES) each."""
+    return aligned(points(side) * padded(outputs) * padded(depth))
 
 
-@parallel
-def _transform_run(unit, runs, weight, F, C, outputs, depth, turned, panels, side):
-    """LANES rows of a panel, all points of them.
+def runs_of(outputs: int, depth: int) -> int:
+    """How many runs the panels have."""
+    return -(-outputs // WIDTH) * (padded(depth) // LANES)
+
+
+@njit(inline="always")
+def transform_run(unit, weight, outputs, C, turned, panels, side):
+    """LANES rows of a panel, all points of them: as in `panels.packed`, the depth filled up to whole vectors.
+
+    `weight` is (outputs, 3, 3, C), or, `turned`, (C, 3, 3, outputs): the input gradient, with every filter turned
+    around.
 
     They are gathered in cache, point by point, and then copied: in the panels a point is as far from the next as
     a whole matrix, often a power of two, and lines that are written in turn there would displace each other.
     """
+    depth, many = (C + LANES - 1) // LANES * LANES, points(side)
+    runs = depth // LANES
     first, begin = unit // runs * WIDTH, unit % runs * LANES
-    width, many = vectors_of(outputs - first) * LANES, points(side)
+    width = vectors_of(outputs - first) * LANES
     block = np.empty(many * LANES * width, dtype=np.float32)
     squares = np.empty(TAPS * TAPS * LANES**2, dtype=np.float32)
     for j in range(0, width, LANES):
         if turned:  # outputs are channels, which lie side by side already; the last tap comes first
             for i in range(LANES):
-                f = begin + i
-                last, valid = (f * TAPS * TAPS + TAPS * TAPS - 1) * C + first + j, C - first - j if f < F else 0
-                _transform(weight, last, -C, valid, block, i * width + j, LANES * width, side)
+                f, last = begin + i, ((begin + i) * TAPS * TAPS + TAPS * TAPS - 1) * outputs + first + j
+                valid = outputs - first - j if f < C else 0
+                _transform(weight, last, -outputs, valid, block, i * width + j, LANES * width, side)
         else:
             for tap in range(TAPS * TAPS):
-                _transpose(weight, F, C, first + j, tap, begin, squares, tap * LANES**2)
+                _transpose(weight, outputs, C, first + j, tap, begin, squares, tap * LANES**2)
             for i in range(LANES):
                 _transform(squares, i * LANES, LANES**2, LANES, block, i * width + j, LANES * width, side)
     for q in range(many):

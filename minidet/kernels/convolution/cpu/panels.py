@@ -1,35 +1,16 @@
-"""Weights in the order in which the register tile reads them."""
+"""Weights in the order in which the register tile reads them.
+
+A panel holds, tap by tap and input channel by input channel, the weights of WIDTH neighbouring outputs; missing outputs
+are zeros, and the last panel has only as many vectors as it needs.
+"""
 
 from __future__ import annotations
 
+from numba import njit
 from numba.extending import register_jitable
 
 from minidet.kernels.convolution.cpu.lanes import LANES, VECTORS, WIDTH
 from minidet.kernels.convolution.cpu.microkernel import copy_run, transpose_square
-from minidet.kernels.convolution.cpu.scratch import aligned
-from minidet.kernels.parallel import parallel
-
-
-def packed(weight, order, memo: dict, *, transposed: bool):
-    """`weight` as panels of WIDTH outputs each, kept in `memo` while the weights do not change.
-
-    A panel holds, tap by tap in `order` and input channel by input channel, the weights of WIDTH
-    neighbouring outputs; missing outputs are zeros, and the last panel has only as many vectors as it needs.
-
-    Shapes:
-        weight: (F, taps, C), outputs F and depth C; `transposed` swaps them: the input gradient
-        returns: flat, panels of (taps, depth, vectors_of(outputs left) * LANES)
-    """
-    key = "cpu panels", weight.shape, transposed
-    if key not in memo:
-        F, T, C = weight.shape
-        outputs, depth = (C, F) if transposed else (F, C)
-        output_stride, depth_stride = (1, T * C) if transposed else (T * C, 1)
-        panels = aligned(padded(outputs) * T * depth)
-        blocks = -(-outputs // WIDTH) * len(order)
-        _pack_block(blocks, weight.reshape(-1), order, panels, outputs, depth, output_stride, C, depth_stride)
-        memo[key] = panels
-    return memo[key]
 
 
 def padded(outputs: int) -> int:
@@ -43,11 +24,15 @@ def vectors_of(outputs):
     return min(VECTORS, (outputs + LANES - 1) // LANES)
 
 
-@parallel
-def _pack_block(block, weight, order, panels, outputs, depth, output_stride, tap_stride, depth_stride):
-    """One tap of one panel, in squares of LANES x LANES where they are whole."""
-    taps = len(order)
-    panel, tap = block // taps, block % taps
+@njit(inline="always")
+def pack_tap(panel, tap, weight, order, panels, outputs, depth, turned):
+    """One tap of one panel, in squares of LANES x LANES where they are whole.
+
+    `weight` is (outputs, taps, depth), or, `turned`, (depth, taps, outputs); `order` says which tap comes when.
+    """
+    taps, all_taps = len(order), len(weight) // (outputs * depth)  # some may meet no pixel
+    strides = (1, outputs, all_taps * outputs) if turned else (all_taps * depth, depth, 1)
+    output_stride, tap_stride, depth_stride = strides
     first = panel * WIDTH
     width = vectors_of(outputs - first) * LANES
     begin = (first * taps + tap * width) * depth

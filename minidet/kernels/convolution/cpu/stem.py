@@ -1,70 +1,126 @@
 """A convolution over few channels, such as the first one over a photo's three.
 
-The pixels of one window row lie side by side in memory.  Once the maps are padded, a row of k pixels of C
-channels is one tap of k*C channels: a 7x7 filter over 3 channels becomes 7 taps of 21.
+The pixels of one window row lie side by side in memory.  Once a map is padded, a row of k pixels of C channels is one
+tap of k*C channels: a 7x7 filter over 3 channels becomes 7 taps of 21.  Padded is only what some rows of outputs read,
+in cache, just before they read it.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
-from numba import get_num_threads
+from numba import get_num_threads, njit
 
-from minidet.kernels.convolution.cpu.lanes import FILTERS, LANES, PAIR
-from minidet.kernels.convolution.cpu.microkernel import accumulate_rows, accumulate_tile
-from minidet.kernels.convolution.cpu.panels import padded
-from minidet.kernels.convolution.cpu.plan import Plan, plan_of, sources_of
-from minidet.kernels.convolution.cpu.scratch import aligned, scratch
+from minidet.kernels.convolution.cpu.direct import NOTHING, epilogue_of
+from minidet.kernels.convolution.cpu.lanes import FILTERS, LANES, PAIR, ROWS, WIDTH
+from minidet.kernels.convolution.cpu.microkernel import accumulate_rows, accumulate_tile, multiply_rows
+from minidet.kernels.convolution.cpu.panels import padded, vectors_of
+from minidet.kernels.convolution.cpu.plan import Plan, plan_of
+from minidet.kernels.convolution.cpu.scratch import aligned, local, row_of_zeros
 from minidet.kernels.convolution.geometry import Geometry
 from minidet.kernels.parallel import parallel
 
+BAND = 8
+"""Rows of outputs, about, that share padded rows of the input: windows overlap, so fewer would be padded again."""
 
-def padded_maps(x, geometry: Geometry):
-    """Every level of `x` with its border of zeros: (N, pixels of the padded maps, C), in scratch memory.
+BLOCK = 256
+"""Output pixels, about, that the gradient takes at a time: what they read stays in the first-level cache for all taps
+and filters."""
 
-    Behind it in memory lie LANES zeros, so that a whole vector may be read at the last pixel.
+
+def row_products(x, weight, memo: dict, geometry: Geometry, *, scale=None, bias=None, shortcut=NOTHING, relu=False):
+    """`definition.convolve`, with a tap per row of the window; panels of weights are kept in `memo` as in direct.py.
+
+    Shapes:
+        x: (N, S, C)
+        weight: (F, k, l, C)
+        shortcut: (N * S' * F,), or empty for none
+        returns: (N, S', F)
     """
-    N, S, C = x.shape
-    wide = _padded(geometry)
-    size = N * wide.pixels * C
-    y = scratch("padded maps", size + LANES)
-    y[size:] = 0
-    for ((_, W), inside, _, _), ((P, Q), place, _, _) in zip(geometry.levels(), wide.levels(), strict=True):
-        begin, shift, down, right = inside.start * C, place.start * C, geometry.padding[0], geometry.padding[1] * C
-        _pad_row(N * P, P, x.reshape(-1), S * C, begin, W * C, y, wide.pixels * C, shift, Q * C, down, right)
-    return y[:size].reshape(N, wide.pixels, C)
+    (N, S, C), (F, k, l, _) = x.shape, weight.shape  # noqa: E741
+    panels = memo.get("cpu rows")
+    if panels is None:
+        panels = memo["cpu rows"] = _panels(weight.reshape(F, k, l * C))
+    outputs = geometry.output_pixels
+    y, epilogue, floor = aligned(N, outputs, F), epilogue_of(F, scale, bias), np.float32(0 if relu else -np.inf)
+    flat, zeros = (x.reshape(-1), y.reshape(-1)), row_of_zeros(l * C)
+    (down, right), dilation = geometry.stride, geometry.dilation[0]
+    for (H, W), inside, (P, Q), outside in geometry.levels():
+        if P < 1 or Q < 1:  # no window fits into this level
+            continue
+        bands, wide = -(-P // BAND), W + 2 * geometry.padding[1]
+        plan = _row_plan(Q, k, dilation * wide, right)
+        _band(
+            N * bands, bands, *flat, S, inside.start, outputs, outside.start, H, W, C, P, Q, F, *geometry.padding,
+            down, dilation * (k - 1) + 1, k, l * C, zeros, plan.tiles, plan.sources, plan.targets.reshape(-1),
+            panels, shortcut, epilogue, floor,
+        )  # fmt: skip
+    return y
+
+
+def _panels(weight):
+    """(F, taps, depth) in the order of panels.py: so few weights that NumPy does it in less time than a launch."""
+    F, taps, depth = weight.shape
+    whole = np.zeros((taps, depth, padded(F)), np.float32)
+    whole[:, :, :F] = weight.transpose(1, 2, 0)
+    return np.concatenate([whole[:, :, f : f + WIDTH].reshape(-1) for f in range(0, F, WIDTH)])
+
+
+@lru_cache(maxsize=64)
+def _row_plan(Q: int, taps: int, tap: int, step: int) -> Plan:
+    """A row of Q outputs, from padded pixels: a tap begins `tap` pixels behind the one before, a window `step`."""
+    sources = np.arange(Q)[:, None] * step + np.arange(taps) * tap
+    return plan_of([(np.arange(Q), sources, np.arange(taps))], 0, Q, 1)
 
 
 @parallel
-def _pad_row(unit, P, x, image, begin, length, y, wide_image, shift, wide_length, down, right):
-    """A row of a padded map; lengths and places count numbers, not pixels."""
-    n, p = unit // P, unit % P
-    start = n * wide_image + shift + p * wide_length
-    stop = start + wide_length
-    if down <= p < P - down:
-        inside, source = start + right, n * image + begin + (p - down) * length
-        y[start:inside] = 0
-        for i in range(length):  # to copy slices, Numba compiles the message of an error too
-            y[inside + i] = x[source + i]
-        y[inside + length : stop] = 0
-    else:
-        y[start:stop] = 0
+def _band(
+    unit, bands, x, y, image_x, level_x, image_y, level_y, H, W, C, P, Q, outputs, top, left,
+    down, high, taps, depth, zeros, tiles, sources, targets, panels, shortcut, epilogue, floor,
+):  # fmt: skip
+    """Some rows of outputs of one image; the first arguments count pixels."""
+    n, band = unit // bands, unit % bands
+    first, last, wide = band * P // bands, (band + 1) * P // bands, W + 2 * left
+    rows = (last - first - 1) * down + high
+    maps = local(rows * wide * C)
+    _pad(x, (n * image_x + level_x) * C, H, W * C, first * down - top, rows, left * C, maps)
+    for column in range(0, outputs, WIDTH):
+        valid, panel = min(WIDTH, outputs - column), column * taps * depth
+        vectors = vectors_of(valid)
+        for p in range(first, last):
+            for tile in range(len(tiles)):
+                multiply_rows(
+                    vectors, maps, C, zeros, sources, tiles[tile, 0], (p - first) * down * wide, taps, depth,
+                    panels, panel, panel, y, shortcut, outputs, targets, tile * ROWS,
+                    n * image_y + level_y + p * Q, column, valid, epilogue, floor,
+                )  # fmt: skip
 
 
-BLOCK = 256
-"""Output pixels of a block, about: what they read stays in the first-level cache for all taps and filters."""
+@njit
+def _pad(x, begin, H, length, top, rows, left, maps):
+    """Rows of a map from `top` on, each between zeros, and zeros above and below it; lengths count numbers."""
+    wide = length + 2 * left
+    for i in range(rows):
+        line = maps[i * wide : (i + 1) * wide]
+        if 0 <= top + i < H:
+            line[:left] = 0
+            line[left + length :] = 0
+            row, copy = x[begin + (top + i) * length : begin + (top + i + 1) * length], line[left : left + length]
+            for j in range(len(copy)):  # to assign slices, Numba compiles the message of an error too
+                copy[j] = row[j]
+        else:
+            line[:] = 0
 
 
-def row_products(x, gy, geometry: Geometry):
-    """gweight[f, i, j, c] of `stem`: outer products as in weight_gradient.py, but nothing is laid out.
+def row_gradients(x, gy, geometry: Geometry):
+    """gweight[f, i, j, c] of `row_products`: outer products as in weight_gradient.py, but nothing is laid out.
 
     The windows' rows of neighbouring pixels overlap in memory, a step of a few numbers apart, and the register tile
     takes them from there.  Every thread sums some of the rows of outputs into a copy of its own.
 
     Shapes:
-        x: padded maps (N, S, C)
+        x: (N, S, C)
         gy: (N, S', F), F a multiple of FILTERS
         returns: (F, k, l, C)
     """
@@ -72,58 +128,50 @@ def row_products(x, gy, geometry: Geometry):
     vectors, units = padded(l * C) // LANES, get_num_threads()
     sums = aligned(units, F, k * vectors * LANES)
     sums.fill(0)
-    (down, right), flat = geometry.stride, (x.reshape(-1), gy.reshape(-1), sums.reshape(-1))
-    for (_, W), inside, (P, Q), outside in _padded(geometry).levels():
-        if P < 1 or Q < 1:  # no window fits into this level
+    flat = x.reshape(-1), gy.reshape(-1), sums.reshape(-1)
+    for (H, W), inside, (P, Q), outside in geometry.levels():
+        if P < 1 or Q < 1:
             continue
-        row, first = W * C, (inside.start * C, outside.start * F)
-        steps = down * row, right * C, geometry.dilation[0] * row
-        _rows_unit(units, units, N * P, P, Q, F, k, vectors, *first, S * C, outputs * F, *steps, *flat)
+        _rows_unit(
+            units, units, *flat, S, inside.start, outputs, outside.start, H, W, C, N * P, P, Q, F, *geometry.padding,
+            *geometry.stride, geometry.dilation[0], k, vectors,
+        )  # fmt: skip
     return np.ascontiguousarray(sums.sum(axis=0).reshape(F, k, -1)[:, :, : l * C]).reshape(F, k, l, C)
 
 
 @parallel
 def _rows_unit(
-    unit, units, rows, P, Q, F, taps, vectors, first_x, first_gy, image_x, image_gy, down, right, tap_step, x, gy, sums
+    unit, units, x, gy, sums, image_x, level_x, image_gy, level_gy, H, W, C, rows, P, Q, F, top, left,
+    down, right, dilation, taps, vectors,
 ):  # fmt: skip
-    """A share of the rows of outputs of all images; steps in x count numbers."""
+    """A share of the rows of outputs of all images, a few at a time; the first arguments count pixels."""
     row, end = unit * rows // units, (unit + 1) * rows // units
-    columns = taps * vectors * LANES
+    columns, most, wide = taps * vectors * LANES, max(1, BLOCK // Q), (W + 2 * left) * C
+    high = dilation * (taps - 1) + 1
+    # Behind the last pixel a whole vector may be read.
+    maps = local(((most - 1) * down + high) * wide + vectors * LANES)
+    maps[len(maps) - vectors * LANES :] = 0
     while row < end:
         n, p = row // P, row % P
-        count = min(max(1, BLOCK // Q), P - p, end - row)
-        a, b = n * image_gy + first_gy + p * Q * F, n * image_x + first_x + p * down
+        count = min(most, P - p, end - row)
+        _pad(x, (n * image_x + level_x) * C, H, W * C, p * down - top, (count - 1) * down + high, left * C, maps)
+        a = (n * image_gy + level_gy + p * Q) * F
         for tap in range(taps):
             v = 0
             while v < vectors:
-                place, target = b + tap * tap_step + v * LANES, unit * F * columns + (tap * vectors + v) * LANES
+                place = tap * dilation * wide + v * LANES
+                target = unit * F * columns + (tap * vectors + v) * LANES
                 if vectors - v == 3:  # such as 7 pixels of 3 colours in vectors of 8: one would be left, at half speed
                     for f in range(0, F, FILTERS):
                         accumulate_tile(
-                            gy, a + f, F, Q * F, x, place, right, down, Q, count, sums, target + f * columns, columns,
-                            FILTERS, 3,
+                            gy, a + f, F, Q * F, maps, place, right * C, down * wide, Q, count,
+                            sums, target + f * columns, columns, FILTERS, 3,
                         )  # fmt: skip
                     break
                 for f in range(0, F, FILTERS):
                     accumulate_rows(
-                        min(PAIR, vectors - v), gy, a + f, F, Q * F, x, place, right, down,
-                        Q, count, sums, target + f * columns, columns,
+                        min(PAIR, vectors - v), gy, a + f, F, Q * F, maps, place, right * C, down * wide, Q, count,
+                        sums, target + f * columns, columns,
                     )  # fmt: skip
                 v += PAIR
         row += count
-
-
-@lru_cache(maxsize=64)
-def row_plan(geometry: Geometry, images: int) -> Plan:
-    """`plan.forward_plan` with a tap per row of the window, over padded maps."""
-    wide = _padded(geometry)
-    sources = sources_of(wide)[:, :: geometry.size[1]]  # the first pixel of each row
-    phase = np.arange(len(sources)), sources, np.arange(geometry.size[0])
-    return plan_of([phase], wide.pixels, geometry.output_pixels, images)
-
-
-def _padded(geometry: Geometry) -> Geometry:
-    """The same convolution over maps that already contain their padding."""
-    down, right = geometry.padding
-    maps = tuple((H + 2 * down, W + 2 * right) for H, W in geometry.maps)
-    return replace(geometry, maps=maps, padding=(0, 0))

@@ -16,6 +16,7 @@ import numpy as np
 from numba import get_num_threads, njit
 
 from minidet.kernels.convolution.cpu.direct import NOTHING, epilogue_of
+from minidet.kernels.convolution.cpu.filters import room_for, runs_of, transform_run
 from minidet.kernels.convolution.cpu.lanes import LANES, LINE, PAIR, ROWS, UNROLLED, WIDTH
 from minidet.kernels.convolution.cpu.microkernel import product_rows
 from minidet.kernels.convolution.cpu.panels import padded, vectors_of
@@ -32,7 +33,7 @@ from minidet.kernels.convolution.cpu.transform import (
     transform_pixels,
 )
 from minidet.kernels.convolution.geometry import Geometry
-from minidet.kernels.parallel import parallel
+from minidet.kernels.parallel import in_turn, parallel
 
 CACHE = 80 << 10
 """float32 numbers of transformed inputs and products that a block of tiles may have: a core's second-level cache."""
@@ -119,36 +120,57 @@ def _every_image(pixels: np.ndarray, step: int, images: int) -> np.ndarray:
 
 
 def tiled_product(
-    x, plan: Tiling, panels, pixels: int, outputs: int, scale=None, bias=None, shortcut=NOTHING, relu=False
-):
-    """act(bias + shortcut + scale * convolution) with `panels` of transformed weights (filters.py).
+    x, plan: Tiling, weight, memo: dict, pixels: int, *,
+    scale=None, bias=None, shortcut=NOTHING, relu=False, turned=False,
+):  # fmt: skip
+    """act(bias + shortcut + scale * convolution); transformed weights are kept in `memo` while they do not change.
 
     Shapes:
         x: (N, S, C)
+        weight: (outputs, 3, 3, C); `turned` swaps them and turns every filter around: the input gradient
         shortcut: (N * pixels * outputs,), or empty for none
         returns: (N, pixels, outputs)
     """
-    N, _, C = x.shape
+    (N, _, C), outputs, side = x.shape, weight.shape[3 if turned else 0], plan.side
     y = aligned(N, pixels, outputs)
-    many = points(plan.side)
+    many = points(side)
     heavy = many * C * outputs > HEAVY
     span = min(2 * WIDTH if heavy else max(WIDTH, SPAN), padded(outputs))
     room = CACHE // (many * (padded(C) + span))
     block = HEAVY_BLOCK if heavy else min(MOST_BLOCK, max(LEAST_BLOCK, room))
     units = get_num_threads()
     units *= -(-plan.tiles // (units * block))  # as many blocks for every thread, all of about one length
-    _block(
-        units, units, plan.tiles, x.reshape(-1), C, row_of_zeros(padded(C)), plan.patches, plan.targets,
-        panels, y.reshape(-1), shortcut, outputs, epilogue_of(outputs, scale, bias),
-        np.float32(0 if relu else -np.inf), span, plan.side,
+    loops, key = ((_block, 0, units),), ("cpu winograd", side, turned)
+    panels = memo.get(key)
+    if panels is None:
+        panels = room_for(side, outputs, C)
+        loops = (_transform, 0, runs_of(outputs, C)), *loops
+    in_turn(
+        loops, units, plan.tiles, x.reshape(-1), C, row_of_zeros(padded(C)), plan.patches, plan.targets,
+        weight.reshape(-1), turned, panels, y.reshape(-1), shortcut, outputs, epilogue_of(outputs, scale, bias),
+        np.float32(0 if relu else -np.inf), span, side,
     )  # fmt: skip
+    memo[key] = panels
     return y
+
+
+# Both loops take the same arguments, for one follows the other.
+
+
+@parallel
+def _transform(
+    unit, units, tiles, x, C, zeros, patches, targets, weight, turned, panels, y, shortcut, outputs, epilogue, floor,
+    span, side,
+):  # fmt: skip
+    """Some rows of a panel of weights."""
+    transform_run(unit, weight, outputs, C, turned, panels, side)
 
 
 @parallel
 def _block(
-    unit, units, tiles, x, C, zeros, patches, targets, panels, y, shortcut, outputs, epilogue, floor, span, side
-):
+    unit, units, tiles, x, C, zeros, patches, targets, weight, turned, panels, y, shortcut, outputs, epilogue, floor,
+    span, side,
+):  # fmt: skip
     """Some tiles: all their inputs, then their outputs, `span` columns of them at a time."""
     first, depth, many = unit * tiles // units, len(zeros), points(side)
     count = (unit + 1) * tiles // units - first

@@ -24,7 +24,7 @@ from minidet.kernels.convolution.cpu.transform import (
     transform_vectors,
 )
 from minidet.kernels.convolution.cpu.winograd import Tiling, gather
-from minidet.kernels.parallel import parallel
+from minidet.kernels.parallel import in_turn, parallel
 
 RUN = 8
 """Tiles that lie together, all their points: a tile is written to all points at once, and were those far apart,
@@ -40,9 +40,9 @@ GAP = LINE // 4
 """float32 numbers left free behind every point.  Points, and runs of them, would else lie at distances of a power of
 two, where all that is read or written together shares the eight places of one set of the first-level cache."""
 
-SCRATCH = 1 << 20
-"""float32 numbers of transformed inputs and gradients at a time: about what two cores' second-level caches hold.  Fewer
-would mean more loops, each of which waits for the slower core."""
+SCRATCH = 1 << 19
+"""float32 numbers of transformed inputs and gradients at a time: half of what two cores' second-level caches hold, for
+the sums take room too.  Fewer would mean more loops, each of which waits for the slower core."""
 
 MANY_SUMS = 1 << 21
 """With more sums than this, going through all of them again costs more than inputs and gradients that leave the caches:
@@ -67,29 +67,28 @@ def pointwise_products(x, gy, plan: Tiling):
     chunk = min(runs, max(2, (LARGE_SCRATCH if len(sums) > MANY_SUMS else SCRATCH) // (each_left + each_right)))
     left, right = scratch("left", chunk * each_left), scratch("right", chunk * each_right)
     gweight = aligned(F, TAPS, TAPS, C)
-    arrays = (
-        x.reshape(-1), gy.reshape(-1), row_of_zeros(LANES + max(C, F)), plan.patches, plan.targets,
-        left, right, sums, gweight.reshape(-1),
+    loops = []
+    for begin in range(0, runs, chunk):
+        point = begin // chunk * many
+        loops += [(_gather_run, begin, min(begin + chunk, runs)), (_multiply_point, point, point + many)]
+    in_turn(
+        (*loops, (_fold_filter, 0, F)), plan.tiles, chunk, C, F, plan.side, x.reshape(-1), gy.reshape(-1),
+        row_of_zeros(LANES + max(C, F)), plan.patches, plan.targets, left, right, sums, gweight.reshape(-1),
     )  # fmt: skip
-    for first in range(0, runs, chunk):
-        count = min(chunk, runs - first)
-        _gather_run(count, first * RUN, plan.tiles, count, C, F, plan.side, *arrays)
-        _multiply_point(many, first * RUN, plan.tiles, count, C, F, plan.side, *arrays)
-    _fold_filter(F, 0, plan.tiles, runs, C, F, plan.side, *arrays)
     return gweight
 
 
-# The three loops take the same arguments: so what starts them is compiled once.
+# All loops take the same arguments, for they follow each other.
 
 
 @parallel
-def _gather_run(run, first, tiles, runs, C, F, side, x, gy, zeros, patches, targets, left, right, sums, gweight):
+def _gather_run(run, tiles, chunk, C, F, side, x, gy, zeros, patches, targets, left, right, sums, gweight):
     """Transform tiles into `left`, runs of (points, panels, RUN, LANES filters), and `right`, PANEL channels wide."""
     channels, filters = (C + LANES - 1) // LANES * LANES, (F + LANES - 1) // LANES * LANES
     whole, apart_left, apart = channels // PANEL * PANEL, filters * RUN + GAP, channels * RUN + GAP
     for i in range(RUN):
-        tile = first + run * RUN + i
-        target = run * points(side) * apart_left + i * LANES
+        tile = run * RUN + i
+        target = run % chunk * points(side) * apart_left + i * LANES
         if tile < tiles:
             _gather_gradient(side, gy, F, zeros, targets, tile, left, target, apart_left)
         else:  # products with it shall add nothing
@@ -99,7 +98,7 @@ def _gather_run(run, first, tiles, runs, C, F, side, x, gy, zeros, patches, targ
                     left[place : place + LANES] = 0
         # Beyond the last tile: any numbers will do that are not NaN.
         tile = min(tile, tiles - 1)
-        target = run * points(side) * apart
+        target = run % chunk * points(side) * apart
         gather(side, x, C, zeros, patches, tile, 0, whole, right, target + i * PANEL, LANES, PANEL * RUN, apart)
         if whole < channels:  # the last panel is narrower
             target += whole * RUN + i * (channels - whole)
@@ -116,12 +115,14 @@ def _gather_gradient(side, gy, F, zeros, targets, tile, left, to, apart):
 
 
 @parallel
-def _multiply_point(q, first, tiles, runs, C, F, side, x, gy, zeros, patches, targets, left, right, sums, gweight):
-    """sums[q] += left[q]' right[q]: (filters, channels)."""
+def _multiply_point(unit, tiles, chunk, C, F, side, x, gy, zeros, patches, targets, left, right, sums, gweight):
+    """sums[q] += left[q]' right[q]: (filters, channels), of all points q of one chunk after the other."""
+    part, q = unit // points(side), unit % points(side)
+    runs = min(chunk, (tiles + RUN - 1) // RUN - part * chunk)
     channels, filters = (C + LANES - 1) // LANES * LANES, (F + LANES - 1) // LANES * LANES
     point_a, point_b, start = filters * RUN + GAP, channels * RUN + GAP, q * (filters * channels + GAP)
     run_a, run_b = points(side) * point_a, points(side) * point_b
-    if first == 0:
+    if part == 0:
         sums[start : start + filters * channels] = 0
     for begin in range(0, runs, RUNS):
         count = min(RUNS, runs - begin)
@@ -134,7 +135,7 @@ def _multiply_point(q, first, tiles, runs, C, F, side, x, gy, zeros, patches, ta
 
 
 @parallel
-def _fold_filter(f, first, tiles, runs, C, F, side, x, gy, zeros, patches, targets, left, right, sums, gweight):
+def _fold_filter(f, tiles, chunk, C, F, side, x, gy, zeros, patches, targets, left, right, sums, gweight):
     """Transform the sums of all points back to one filter."""
     channels, filters = (C + LANES - 1) // LANES * LANES, (F + LANES - 1) // LANES * LANES
     for c in range(0, C, LANES):
