@@ -81,13 +81,16 @@ def background(size, rng):
     cells = 2 ** int(rng.integers(1, 5))
     base, amplitude = rng.integers(40, 216, (3, 1, 1)), rng.integers(10, 60)
     coarse = np.clip(base + rng.integers(-amplitude, amplitude + 1, (3, cells, cells)), 0, 255)
-    enlarge = drawing._bicubic(cells, size)
-    planes = enlarge @ coarse.astype(np.float32) @ enlarge.T
+    enlarge, coarse = drawing.enlargements(size)[cells.bit_length() - 2], coarse.astype(np.float32)
+    wide = sum(coarse[:, :, x, None] * enlarge[x] for x in range(cells))
+    planes = sum(enlarge[y, :, None] * wide[:, y, None, :] for y in range(cells))
     if rng.random() < 0.4:
         turn, frequency = rng.random() * pi, rng.uniform(0.1, 0.8) * 128 / size
-        along = np.arange(size, dtype=np.float32) * np.float32(frequency)
-        phase = np.float32(cos(turn)) * along + np.float32(sin(turn)) * along[:, None]
-        planes += np.float32(rng.uniform(5, 20)) * np.sin(phase)
+        columns, rows = (part * frequency * np.arange(size) for part in (cos(turn), sin(turn)))
+        strength = rng.uniform(5, 20)
+        # sin(row + column), by what is known of each
+        planes += np.float32([strength * cos(row) for row in rows])[:, None] * np.float32([sin(c) for c in columns])
+        planes += np.float32([strength * sin(row) for row in rows])[:, None] * np.float32([cos(c) for c in columns])
     return planes
 
 

@@ -115,6 +115,64 @@ def test_every_epoch_sees_every_image_once_in_another_order():
     assert [i for batch in other for i in batch.image_ids] != seen
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    ("room", "opened"),
+    [(1 << 20, [1] * 10), (0, [4, 4, 4, 3, 3, 3, 3, 3, 3, 3])],
+    ids=["kept", "too many"],
+)
+def test_what_fits_into_memory_is_opened_once(room, opened, workers, monkeypatch):
+    monkeypatch.setattr("minidet.data.reading.KEPT", 1 << 30)
+    how = {"batch_size": 3, "images": 33, "augment": ALL_FLIPS, "workers": workers, "prefetch": 1}
+    want = list(Loader(Numbers(), KEEP, **how))
+    monkeypatch.setattr("minidet.data.reading.KEPT", room)
+    data = Numbers()
+    loader = Loader(data, KEEP, **how)
+    got = list(loader)
+    assert len(got) == len(want) == 11 and all(map(same, got, want))
+    if room == 0:
+        assert loader._reader._kept is None  # and the memory is free again
+    if not (room and workers):  # two threads may both open an image that neither has kept yet
+        assert sorted(np.bincount(data.opened), reverse=True) == opened
+
+
+def test_an_image_is_kept_in_every_size_it_is_drawn_in(monkeypatch):
+    at_10 = Preprocess(min_size=10, max_size=100, method="pil")
+    how = {"batch_size": 4, "images": 200, "min_sizes": (10, 14, 20)}
+    data = Numbers()
+    kept = list(Loader(data, at_10, **how))
+    assert len(data.opened) == 30
+    monkeypatch.setattr("minidet.data.reading.KEPT", 0)
+    assert all(map(same, kept, Loader(Numbers(), at_10, **how)))
+
+
+def test_a_data_set_that_gives_several_images_is_asked_for_a_batch_at_once():
+    class Several(Numbers):
+        def __getitems__(self, indices):
+            self.asked = [*getattr(self, "asked", []), list(indices)]
+            return [self[index] for index in indices]
+
+    data = Several()
+    batches = list(Loader(data, KEEP, batch_size=4, images=14, seed=2, augment=ALL_FLIPS))
+    assert all(map(same, batches, Loader(Numbers(), KEEP, batch_size=4, images=14, seed=2, augment=ALL_FLIPS)))
+    assert [len(indices) for indices in data.asked] == [4, 4, 4, 2]
+    assert [100 + i for indices in data.asked for i in indices] == [i for batch in batches for i in batch.image_ids]
+
+    class Fails(Numbers):
+        def __getitems__(self, indices):
+            raise OSError("the disk is gone")
+
+    with pytest.raises(RuntimeError, match=r"images \[0, 1, 2\] of .*Fails.*: OSError: the disk is gone"):
+        next(iter(Loader(Fails(), KEEP, batch_size=3, shuffle=False)))
+
+    class Few(Numbers):
+        def __getitems__(self, indices):
+            return [self[index] for index in indices][1:]
+
+    with pytest.raises(RuntimeError, match=r"images \[0, 1, 2\] of .*Few.*: ValueError: zip"):
+        next(iter(Loader(Few(), KEEP, batch_size=3, shuffle=False)))
+
+
 def test_without_shuffling_and_without_a_count_it_is_one_pass():
     loader = Loader(Numbers(), KEEP, batch_size=4, shuffle=False)
     assert [i for batch in loader for i in batch.image_ids] == list(range(100, 110))

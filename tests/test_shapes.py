@@ -36,6 +36,15 @@ def test_an_image_depends_on_its_index_only():
             np.testing.assert_array_equal(getattr(a, field), getattr(b, field))
 
 
+def test_several_at_once_are_those_of_one_by_one():
+    dataset = shapes("train", size=45, variant="crowded")
+    for index, sample in zip((7, 3, 7, 28_799), dataset.__getitems__((7, 3, 7, 28_799)), strict=True):
+        alone = dataset[index]
+        assert (sample.image_id, sample.name) == (alone.image_id, alone.name)
+        for field in ("image", "boxes", "labels"):
+            np.testing.assert_array_equal(getattr(sample, field), getattr(alone, field))
+
+
 def test_splits_and_seeds_share_no_image():
     images = {
         shapes(split, images=5, seed=seed, size=64)[index].image.tobytes()
@@ -146,12 +155,12 @@ def test_stretching_an_outline():
 
 
 def test_a_colour_keeps_its_distance_from_what_lies_under_it(rng):
-    state = chance.seeded(1)
+    state, box, mask = chance.seeded(1), np.array([4, 6, 12, 14]), np.ones(64, bool)
     for _ in range(50):
         under = rng.integers(0, 256, 3)
         planes = np.empty((3, 20, 20), np.float32)
         planes[:] = under[:, None, None]
-        drawing.paint(planes, np.ones((8, 8), bool), 4, 6, state)
+        drawing.paint(planes, box, mask, state, drawing.normal_quantiles())
         colour = planes[:, 6:14, 4:12].mean(axis=(1, 2))
         assert np.linalg.norm(colour - under) > drawing.COLOUR_GAP - 5  # grain moves the mean a little
         planes[:, 6:14, 4:12] = under[:, None, None]
@@ -162,11 +171,16 @@ def test_noise_is_normal_and_of_every_strength():
     state, quantiles = chance.seeded(1), drawing.normal_quantiles()
     assert abs(quantiles.mean()) < 1e-6
     assert quantiles.std() == pytest.approx(1, abs=1e-3)
-    grey = np.full((3, 32, 32), 128, np.float32)
-    strengths = [drawing.add_noise(grey, state).std() for _ in range(60)]
+
+    def noise_of(side):
+        image = np.empty((side, side, 3), np.uint8)
+        drawing.add_noise(np.full((3, side, side), 128, np.float32), image, state, quantiles)
+        return image.astype(float)
+
+    strengths = [noise_of(32).std() for _ in range(60)]
     assert min(strengths) == pytest.approx(3, abs=1.5)
     assert max(strengths) == pytest.approx(20, abs=1.5)
-    noise = drawing.add_noise(np.full((3, 64, 64), 128, np.float32), state).astype(float)
+    noise = noise_of(64)
     noise = (noise - noise.mean()) / noise.std()
     assert np.mean(np.abs(noise) < 1) == pytest.approx(0.683, abs=0.02)
     assert abs(np.mean(noise[:, 1:] * noise[:, :-1])) < 0.03  # neighbours know nothing of each other
@@ -178,10 +192,10 @@ def test_random_numbers_are_those_of_numpy(numbers):
     rng, state = np.random.Generator(np.random.SFC64(numbers)), chance.seeded(*numbers)
     for n in range(50):
         assert chance.uniform(state, 3.0, 20.0) == rng.uniform(3, 20)
-        assert chance.integers(state, -n - 1, n + 2, n).tolist() == rng.integers(-n - 1, n + 2, n).tolist()
+        assert [chance.integer(state, (-n - 1, n + 2)) for _ in range(n)] == rng.integers(-n - 1, n + 2, n).tolist()
         assert chance.words(state, n).tolist() == rng.bit_generator.random_raw(n).tolist()
     many = 3 * 2**29  # of which a quarter of all halves are refused
-    assert chance.integers(state, 5, 5 + many, 50).tolist() == rng.integers(5, 5 + many, 50).tolist()
+    assert [chance.integer(state, (5, 5 + many)) for _ in range(50)] == rng.integers(5, 5 + many, 50).tolist()
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

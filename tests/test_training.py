@@ -145,14 +145,14 @@ def test_a_crash_continues_from_the_last_checkpoint(tmp_path):
         if taken == 51:
             raise MemoryError("crash")
 
-    whole = tiny_model()
-    train(whole, tiny_data(), config=QUICK, quiet=True)
+    whole, data = tiny_model(), tiny_data(60)
+    train(whole, data, config=QUICK, quiet=True)
     with pytest.raises(RuntimeError, match="crash"):
-        train(tiny_model(), Wrapped(tiny_data(), crash), out=tmp_path, config=QUICK, quiet=True)
+        train(tiny_model(), Wrapped(data, crash), out=tmp_path, config=QUICK, quiet=True)
     assert read_checkpoint(tmp_path).training["state"]["position"] == 40
     assert len(read_metrics(tmp_path / "metrics.csv")) == 25  # five of them are to be done again
     resumed = tiny_model()
-    done = train(resumed, tiny_data(), out=tmp_path, config=replace(QUICK, workers=1), quiet=True, resume=True)
+    done = train(resumed, data, out=tmp_path, config=replace(QUICK, workers=1), quiet=True, resume=True)
     assert_same_state(whole.state_dict(), resumed.state_dict())
     assert done.history["step"] == list(range(1, 31))
 

@@ -34,37 +34,46 @@ def words(state: np.ndarray, count: int) -> np.ndarray:
     drawn = np.empty(count, np.uint64)
     a, b, c, counter = int(state[0]), int(state[1]), int(state[2]), int(state[3])
     for i in range(count):
-        word = (a + b + counter) & WHOLE
-        a, b, c = b ^ b >> 11, c + (c << 3) & WHOLE, ((c << 24 | c >> 40) + word) & WHOLE
-        counter = int(counter + ONE)
-        drawn[i] = word
+        drawn[i], a, b, c, counter = _step(a, b, c, counter)
     state[0], state[1], state[2], state[3] = a, b, c, counter
     return drawn
 
 
 @njit(cache=True, nogil=True)
-def uniform(state: np.ndarray, low: float, high: float) -> float:
-    """A number from low to below high: `uniform(low, high)`."""
-    return low + (high - low) * ((int(words(state, 1)[0]) >> 11) * 2.0**-53)
+def _word(state):
+    word, a, b, c, counter = _step(int(state[0]), int(state[1]), int(state[2]), int(state[3]))
+    state[0], state[1], state[2], state[3] = a, b, c, counter
+    return word
 
 
 @njit(cache=True, nogil=True)
-def integers(state: np.ndarray, low: int, high: int, count: int) -> np.ndarray:
-    """Whole numbers from low to below high, which is between 2 and 2**31 more: `integers(low, high, count)`.
+def _step(a, b, c, counter):
+    word = (a + b + counter) & WHOLE
+    a, b, c = b ^ b >> 11, c + (c << 3) & WHOLE, ((c << 24 | c >> 40) + word) & WHOLE
+    return word, a, b, c, int(counter + ONE)
+
+
+@njit(cache=True, nogil=True)
+def uniform(state: np.ndarray, low: float, high: float) -> float:
+    """A number from low to below high: `uniform(low, high)`."""
+    return low + (high - low) * ((int(_word(state)) >> 11) * 2.0**-53)
+
+
+@njit(cache=True, nogil=True)
+def integer(state: np.ndarray, limits: tuple[int, int]) -> int:
+    """A whole number from low to below high, which is between 2 and 2**31 more: `integers(low, high)`.
 
     Source: D. Lemire, Fast Random Integer Generation in an Interval, 2019.
     """
-    drawn, many, i = np.empty(count, np.int64), high - low, 0
-    while i < count:
+    low, high = limits
+    while True:
         if state[4]:
             half = int(state[5])
         else:
-            both = int(words(state, 1)[0])
+            both = int(_word(state))
             half, state[5] = both & HALF, both >> 32
         state[4] = ONE - state[4]
-        product = np.int64(half) * many
+        product = np.int64(half) * (high - low)
         # Were none refused, some numbers would be a little more likely than others.
-        if product & HALF >= 2**32 % many:
-            drawn[i] = low + (product >> 32)
-            i += 1
-    return drawn
+        if product & HALF >= (HALF + 1) % (high - low):
+            return low + (product >> 32)

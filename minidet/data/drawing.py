@@ -13,7 +13,7 @@ import numpy as np
 from numba import njit
 from PIL import Image
 
-from minidet.data.chance import integers, uniform, words
+from minidet.data.chance import integer, uniform, words
 
 CLASSES = ("circle", "square", "triangle", "star", "ring", "cross", "ell", "half")
 CIRCLE, SQUARE, TRIANGLE, STAR, RING, CROSS, ELL, HALF = range(8)
@@ -23,6 +23,10 @@ REACH = (1.0, 1.22, 1.1, 1.06, 1.0, 1.05, 1.28, 1.05)
 """No outline of a class leaves this multiple of its radius."""
 QUANTILES = 2**12
 LAST = np.uint16(QUANTILES - 1)
+LIMITS = (1, 5), (40, 216), (10, 60), (0, 256)
+POWERS, BASES, AMPLITUDES, LEVELS = (tuple(map(np.int64, limits)) for limits in LIMITS)
+"""Limits of the background's random numbers, cells along a side, as a power of two, middle and spread; and of a
+colour's.  Of NumPy's integers: Numba compiles a function anew for every Python number that is written into its call."""
 COLOUR_GAP = 60
 """How far, in levels of 255, an object's colour stays from the mean of what lies under it."""
 
@@ -76,50 +80,93 @@ def outline(label: int, radius_x: float, radius_y: float, turn: float) -> np.nda
     return mask[top:bottom, left:right]
 
 
-def background(size: int, state: np.ndarray) -> np.ndarray:
-    """A smooth random colour field, and stripes across four in ten.
+@njit(cache=True, nogil=True, inline="always")
+def background(planes: np.ndarray, enlargements: np.ndarray, state: np.ndarray) -> None:
+    """Fill with a smooth random colour field, and stripes across four in ten.
 
     Shapes:
+        planes: (3, size, size)
+        enlargements: (4, 16, size)
         state: (6,)
-        returns: (3, size, size)
-    Units: float32, levels of 255; one plane a colour, so that stripes add to contiguous memory.
+    Units: float32, levels of 255; one plane a colour, so that all loops run through contiguous memory.
     """
-    cells = 2 ** int(integers(state, 1, 5, 1)[0])
-    base, amplitude = integers(state, 40, 216, 3), int(integers(state, 10, 60, 1)[0])
-    coarse = integers(state, -amplitude, amplitude + 1, 3 * cells**2).reshape(3, cells, cells)
-    coarse += base[:, None, None]
-    enlarge = _bicubic(cells, size)
-    planes = enlarge @ coarse.clip(0, 255).astype(np.float32) @ enlarge.T
+    size, power = planes.shape[2], integer(state, POWERS)
+    cells, enlarge = 1 << power, enlargements[power - 1]
+    bases, coarse = np.empty(3, np.int64), np.empty((3, cells, cells), np.float32)
+    for channel in range(3):
+        bases[channel] = integer(state, BASES)
+    amplitude = integer(state, AMPLITUDES)
+    limits = (-amplitude, amplitude + 1)
+    for channel in range(3):
+        for y in range(cells):
+            for x in range(cells):
+                coarse[channel, y, x] = min(max(bases[channel] + integer(state, limits), 0), 255)
+    # A stripe is a wave: the sine of two angles' sum, one of the row and one of the column.
+    down = across = strength = 0.0
     if uniform(state, 0.0, 1.0) < 0.4:
         turn, frequency = uniform(state, 0.0, pi), uniform(state, 0.1, 0.8) * 128 / size
-        along = np.arange(size, dtype=np.float32) * np.float32(frequency)
-        stripes = np.float32(cos(turn)) * along + np.float32(sin(turn)) * along[:, None]
-        np.sin(stripes, out=stripes)
-        stripes *= np.float32(uniform(state, 5.0, 20.0))
-        planes += stripes
-    return planes
+        down, across, strength = sin(turn) * frequency, cos(turn) * frequency, uniform(state, 5.0, 20.0)
+    wide, wave = np.zeros((3, max(4, cells), size), np.float32), np.empty((2, size), np.float32)
+    for column in range(size):
+        wave[0, column], wave[1, column] = sin(across * column), cos(across * column)
+    for channel in range(3):
+        for y in range(cells):
+            line = wide[channel, y]
+            for x in range(cells):
+                for column in range(len(line)):
+                    line[column] += coarse[channel, y, x] * enlarge[x, column]
+    for row in range(size):
+        first = 0  # of the four cells that this row is enlarged from
+        while first < cells - 4 and enlarge[first, row] == 0:
+            first += 1
+        straight, turned = np.float32(strength * cos(down * row)), np.float32(strength * sin(down * row))
+        for channel in range(3):
+            _blend(planes[channel, row], enlarge[first : first + 4, row], wide[channel, first:], straight, turned, wave)
 
 
-@lru_cache(maxsize=16)
-def _bicubic(cells: int, size: int) -> np.ndarray:
-    """The matrix (size, cells) that enlarges a column: resizing is linear, so enlarge the identity."""
-    identity = Image.fromarray(np.eye(cells, dtype=np.float32))
-    return np.asarray(identity.resize((cells, size), Image.Resampling.BICUBIC))
+@njit(cache=True, nogil=True, inline="always")
+def _blend(row, share, wide, straight, turned, wave):
+    """A row of the background: four rows of cells, each with its share, and the wave."""
+    first, second, third, fourth = share[0], share[1], share[2], share[3]
+    for i in range(len(row)):
+        field = first * wide[0, i] + second * wide[1, i] + third * wide[2, i] + fourth * wide[3, i]
+        row[i] = field + straight * wave[0, i] + turned * wave[1, i]
 
 
-def paint(planes: np.ndarray, mask: np.ndarray, x: int, y: int, state: np.ndarray) -> None:
-    """Fill `mask`, its upper left pixel at (x, y), with a colour that differs from what is there.
+@lru_cache(maxsize=4)
+def enlargements(size: int) -> np.ndarray:
+    """How much each of 2, 4, 8 or 16 cells counts at every pixel of a line, if they are enlarged to it.
+
+    Shapes:
+        returns: (4, 16, size)
+    """
+    matrices = np.zeros((4, 16, size), np.float32)
+    for matrix, cells in zip(matrices, (2, 4, 8, 16), strict=True):
+        # Resizing is linear, so enlarge the identity.
+        identity = Image.fromarray(np.eye(cells, dtype=np.float32))
+        matrix[:cells] = np.asarray(identity.resize((cells, size), Image.Resampling.BICUBIC)).T
+    return matrices
+
+
+@njit(cache=True, nogil=True, inline="always")
+def paint(planes: np.ndarray, box: np.ndarray, mask: np.ndarray, state: np.ndarray, quantiles: np.ndarray) -> None:
+    """Fill a box where `mask` holds, row after row, with a colour that differs from what is there.
 
     Half of the objects are grainy.
+
+    Shapes:
+        planes: (3, H, W)
+        box: (4,)
+        mask: (h * w,), or more
+        state: (6,)
+        quantiles: (4096,)
     """
-    colours = integers(state, 0, 256, 60)
+    x, y, w, h = box[0], box[1], box[2] - box[0], box[3] - box[1]
+    colours = np.empty(60, np.int64)
+    for n in range(len(colours)):
+        colours[n] = integer(state, LEVELS)
     strength = uniform(state, 0.0, 12.0) if uniform(state, 0.0, 1.0) < 0.5 else 0.0
-    _fill(planes, mask, x, y, colours, strength, _bits(mask.size, state), normal_quantiles())
-
-
-@njit(cache=True, nogil=True)
-def _fill(planes, mask, x, y, colours, strength, bits, quantiles):
-    h, w = mask.shape
+    bits = words(state, (h * w + 3) // 4).view(np.uint16)
     red = green = blue = 0.0
     for row in range(y, y + h):
         for column in range(x, x + w):
@@ -128,46 +175,41 @@ def _fill(planes, mask, x, y, colours, strength, bits, quantiles):
             blue += planes[2, row, column]
     chosen = 0  # should none of twenty be far enough
     for n in range(0, len(colours), 3):
-        r, g, b = colours[n] - red / mask.size, colours[n + 1] - green / mask.size, colours[n + 2] - blue / mask.size
+        r, g, b = colours[n] - red / (h * w), colours[n + 1] - green / (h * w), colours[n + 2] - blue / (h * w)
         if r * r + g * g + b * b > COLOUR_GAP**2:
             chosen = n
             break
     for row in range(h):
         for column in range(w):
-            if mask[row, column]:
+            if mask[row * w + column]:
                 grain = strength * quantiles[bits[row * w + column] & LAST]
                 for channel in range(3):
                     planes[channel, y + row, x + column] = colours[chosen + channel] + grain
 
 
-def add_noise(planes: np.ndarray, state: np.ndarray) -> np.ndarray:
-    """The finished uint8 image: sensor noise of a random strength, then the limits 0 and 255.
+@njit(cache=True, nogil=True, inline="always")
+def add_noise(planes: np.ndarray, image: np.ndarray, state: np.ndarray, quantiles: np.ndarray) -> None:
+    """Finish the uint8 image: sensor noise of a random strength, then the limits 0 and 255.
 
     Shapes:
         planes: (3, H, W)
+        image: (H, W, 3)
         state: (6,)
-        returns: (H, W, 3)
+        quantiles: (4096,)
     """
-    strength = np.float32(uniform(state, 3.0, 20.0))
-    return _expose(planes, strength, _bits(planes.size, state).reshape(planes.shape), normal_quantiles())
-
-
-@njit(cache=True, nogil=True)
-def _expose(planes, strength, bits, quantiles):
     _, H, W = planes.shape
-    image = np.empty((H, W, 3), np.uint8)
-    darkest, brightest = np.float32(0), np.float32(255)
+    strength = np.float32(uniform(state, 3.0, 20.0))
+    bits = words(state, (planes.size + 3) // 4).view(np.uint16)
+    darkest, brightest, levels = np.float32(0), np.float32(255), np.empty((3, W), np.float32)
     for row in range(H):
+        for channel in range(3):
+            plane, drawn, level = planes[channel, row], bits[(channel * H + row) * W :], levels[channel]
+            for column in range(W):
+                noisy = plane[column] + strength * quantiles[drawn[column] & LAST]
+                level[column] = min(max(noisy, darkest), brightest)
         for column in range(W):
             for channel in range(3):
-                level = planes[channel, row, column] + strength * quantiles[bits[channel, row, column] & LAST]
-                image[row, column, channel] = np.uint8(min(max(level, darkest), brightest))
-    return image
-
-
-def _bits(count: int, state: np.ndarray) -> np.ndarray:
-    """Random indices into `normal_quantiles`, and four bits more."""
-    return words(state, -(-count // 4)).view(np.uint16)[:count]
+                image[row, column, channel] = np.uint8(levels[channel, column])
 
 
 @lru_cache(maxsize=1)

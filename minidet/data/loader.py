@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import cycle
 from time import perf_counter
 
+import numba
 import numpy as np
 
 from minidet import backend
 from minidet.backend import Array
 from minidet.data.augment import NONE, Augment
 from minidet.data.grouping import aspect_groups, grouped_order
+from minidet.data.reading import Reader
 from minidet.data.sample import Dataset, Sample
 from minidet.data.upload import Parts, Place
 from minidet.images import ImageError, Preprocess, pad_batch
@@ -79,6 +81,8 @@ class Loader:
     With `min_sizes`, one of them is drawn for every image, in place of the preprocessing's `min_size`.  With an
     `aspect_factor`, almost every batch is of images of like shape (data/grouping.py).
 
+    A data set of some hundred photos is read and resized in the first epoch only (data/reading.py).
+
     With workers, that many threads prepare up to `prefetch` batches ahead: threads, since decoding and resizing
     leave the interpreter free, while sending a batch from another process takes longer than making it.
 
@@ -128,6 +132,7 @@ class Loader:
         self._as_bytes = self._on_gpu and preprocess.keeps_bytes
         self._groups = None if aspect_factor is None else aspect_groups(dataset, aspect_factor)
         self._order = lru_cache(maxsize=4)(self._permutation)
+        self._reader = Reader(dataset, sizes=len(self._scales), again=images - start > len(dataset))
         self._swap = lru_cache(maxsize=64)(lambda batch: np.random.default_rng((seed, batch, 0, 0)).random())
 
     def __len__(self) -> int:
@@ -154,7 +159,9 @@ class Loader:
     def _ahead(self, positions: range) -> Iterator[Batch]:
         todo = iter(positions)
         pending: deque = deque()
-        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="minidet-loader")
+        # Each on one core, where a data set's compiled code would use them all.
+        alone = partial(numba.set_num_threads, 1)
+        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="minidet-loader", initializer=alone)
         try:
             while True:
                 while len(pending) < max(self.prefetch, self.workers):
@@ -210,9 +217,10 @@ class Loader:
         """The batch of images position, position + 1, ...: a pure function, so any thread may run it."""
         whole = min(self.batch_size, self.images - position)
         mine = share(whole, self.rank, self.size)
+        source = self._reader.source([self._index(position + place) for place in mine])
         samples, originals, images, boxes, labels, dropped = [], [], [], [], [], 0
         for place in mine:
-            sample, original, image, moved = self._prepare(position + place)
+            sample, original, image, moved = self._prepare(position + place, source)
             wide_enough = (moved[:, 2:] - moved[:, :2] >= 1).all(axis=1)
             samples.append(sample)
             originals.append(original)
@@ -237,23 +245,25 @@ class Loader:
             elsewhere=whole - len(mine),
         )
 
-    def _prepare(self, position: int) -> tuple[Sample, tuple[int, int], np.ndarray, np.ndarray]:
+    def _index(self, position: int) -> int:
+        """Of the image at a position."""
+        epoch, place = divmod(position, len(self.dataset))
+        return int(self._order(epoch)[place])
+
+    def _prepare(
+        self, position: int, source: Callable[[int], Sample]
+    ) -> tuple[Sample, tuple[int, int], np.ndarray, np.ndarray]:
         """The augmented sample at a position, its size before resizing, its image, and its boxes in that one's pixels.
 
         Bytes are resized before they are flipped: by then they are few.
         """
-        epoch, place = divmod(position, len(self.dataset))
-        index = int(self._order(epoch)[place])
+        index = self._index(position)
         try:
-            sample = self.dataset[index]
-            _check(sample, len(self.dataset.classes))
-            rng = np.random.default_rng((self.seed, epoch, position))
+            rng = np.random.default_rng((self.seed, position // len(self.dataset), position))
             swap = self._swap(position // self.batch_size)
             scale = self._scales[int(rng.integers(len(self._scales)))]
-            original = sample.image.shape[1::-1] if self.augment.transposes(swap) else sample.image.shape[:2]
-            pixels = scale.pixels(sample.image)
-            boxes = scale.boxes(sample.boxes, sample.image.shape[:2], pixels.shape[:2])
-            sample = Sample(pixels, boxes, sample.labels, sample.image_id, sample.name)
+            original, sample = self._reader.resized(index, scale, source)
+            original = original[::-1] if self.augment.transposes(swap) else original
             sample = self.augment(sample, rng, swap)
             image = sample.image if self._as_bytes else scale.normalise(sample.image)
         except ImageError:  # names its file
@@ -271,16 +281,3 @@ class Loader:
             return order
         return grouped_order(order, self._groups, self.batch_size, epoch * len(self.dataset) % self.batch_size, rng)
 
-
-def _check(sample: Sample, classes: int) -> None:
-    """A data set of one's own may be wrong where those of this package are not."""
-    boxes, labels = sample.boxes, sample.labels
-    if boxes.ndim != 2 or boxes.shape[1] != 4 or labels.shape != boxes.shape[:1]:
-        raise ValueError(f"{sample.name}: expected boxes (G, 4) and labels (G,), got {boxes.shape}, {labels.shape}")
-    if len(labels) and not (0 <= labels.min() and labels.max() < classes):
-        raise ValueError(
-            f"{sample.name}: labels {labels.min()}..{labels.max()} of {classes} classes: they count from 0, and "
-            "there is no background class"
-        )
-    if not (boxes[:, 2:] > boxes[:, :2]).all():  # NaN included
-        raise ValueError(f"{sample.name}: boxes are x1, y1, x2, y2 with x1 < x2 and y1 < y2, got {boxes.tolist()}")

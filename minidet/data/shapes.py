@@ -6,16 +6,17 @@ nothing to cache.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from math import pi
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
 
 from minidet.data import drawing
-from minidet.data.chance import integers, seeded, uniform
+from minidet.data.chance import integer, seeded, uniform
 from minidet.data.sample import Sample
+from minidet.kernels.parallel import parallel
 
 SPLITS = ("train", "val", "test")
 MAX_IOU = 0.25
@@ -25,8 +26,7 @@ MAX_CONTAINED = 0.5
 TRIES = 8
 
 
-@dataclass(frozen=True)
-class Variant:
+class Variant(NamedTuple):
     """How hard the images are; sizes in pixels of a 128-pixel image."""
 
     sizes: tuple[float, float] = (12.0, 64.0)
@@ -43,7 +43,7 @@ class Variant:
 VARIANTS = {
     "standard": Variant(),
     "tiny": Variant(sizes=(6.0, 16.0), min_side=4.0),
-    "crowded": Variant(sizes=(12.0, 40.0), objects=(6, 20), empty=0),
+    "crowded": Variant(sizes=(12.0, 40.0), objects=(6, 20), empty=0.0),
     "elongated": Variant(sizes=(12.0, 32.0), aspects=(3.0, 8.0), min_side=4.0),
 }
 
@@ -77,12 +77,20 @@ class Shapes:
         )
 
     def __getitem__(self, index: int) -> Sample:
-        state = self._state(index)
-        masks, boxes, labels = _layout(VARIANTS[self.variant], self.image_size, state)
-        planes = drawing.background(self.image_size, state)
-        for mask, (x, y, _, _) in zip(masks, boxes.astype(np.int64), strict=True):
-            drawing.paint(planes, mask, x, y, state)
-        return Sample(drawing.add_noise(planes, state), boxes, labels, index + 1, self._name(index))
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Sample]:
+        """Several images at once, each drawn on a core."""
+        N, size, variant = len(indices), self.image_size, VARIANTS[self.variant]
+        states = np.stack([self._state(index) for index in indices])
+        images, counts = np.empty((N, size, size, 3), np.uint8), np.empty(N, np.int64)
+        boxes, labels = _unfilled(variant, N)
+        quantiles, enlargements = drawing.normal_quantiles(), drawing.enlargements(size)
+        _draw(N, variant, states, quantiles, enlargements, images, boxes, labels, counts)
+        return [
+            Sample(images[n], boxes[n, :count].astype(np.float32), labels[n, :count], index + 1, self._name(index))
+            for n, (index, count) in enumerate(zip(indices, counts.tolist(), strict=True))
+        ]
 
     def size(self, index: int) -> tuple[int, int]:
         """(H, W) of every image."""
@@ -91,6 +99,9 @@ class Shapes:
     def ground_truth(self) -> dict[str, Any]:
         """All boxes as a COCO dictionary; places the objects but draws no image."""
         images, annotations = [], []
+        variant = VARIANTS[self.variant]
+        (boxes,), (labels,) = _unfilled(variant, 1)
+        masks = np.empty((len(labels), self.image_size**2), np.bool_)
         for index in range(self.images):
             images.append({
                 "id": index + 1,
@@ -98,8 +109,9 @@ class Shapes:
                 "width": self.image_size,
                 "height": self.image_size,
             })
-            _, boxes, labels = _layout(VARIANTS[self.variant], self.image_size, self._state(index))
-            for (x1, y1, x2, y2), label in zip(boxes.tolist(), labels.tolist(), strict=True):
+            count = _layout(variant, self.image_size, self._state(index), boxes, labels, masks)
+            found = boxes[:count].astype(float).tolist()
+            for (x1, y1, x2, y2), label in zip(found, labels[:count].tolist(), strict=True):
                 annotations.append({
                     "id": len(annotations) + 1,
                     "image_id": index + 1,
@@ -141,43 +153,63 @@ def shapes(
     return Shapes(split, images, seed, size, variant)
 
 
-def _layout(variant: Variant, size: int, state: np.ndarray) -> tuple[list, np.ndarray, np.ndarray]:
-    """What lies where: masks, boxes (G, 4) float32 with whole numbers, labels (G,)."""
-    fewest, most = variant.objects
-    wanted = 0 if uniform(state, 0.0, 1.0) < variant.empty else int(integers(state, fewest, most + 1, 1)[0])
-    masks, labels, boxes = [], [], np.empty((wanted, 4), np.int64)
-    for _ in range(wanted):
-        label, mask = _place(boxes, len(masks), size, variant.sizes, variant.aspects, variant.min_side, state)
-        if label >= 0:
-            masks.append(mask)
-            labels.append(label)
-    return masks, boxes[: len(masks)].astype(np.float32), np.array(labels, np.int64)
+def _unfilled(variant: Variant, N: int) -> tuple[np.ndarray, np.ndarray]:
+    """Room for boxes (N, most, 4) and labels (N, most) of so many images."""
+    most = variant.objects[1]
+    return np.empty((N, most, 4), np.int64), np.empty((N, most), np.int64)
+
+
+@parallel
+def _draw(n, variant, states, quantiles, enlargements, images, boxes, labels, counts):
+    """One image, its boxes and labels, and how many there are."""
+    image, state, size = images[n], states[n], images.shape[1]
+    planes, masks = np.empty((3, size, size), np.float32), np.empty((labels.shape[1], size * size), np.bool_)
+    counts[n] = _layout(variant, size, state, boxes[n], labels[n], masks)
+    drawing.background(planes, enlargements, state)
+    for g in range(counts[n]):
+        drawing.paint(planes, boxes[n, g], masks[g], state, quantiles)
+    drawing.add_noise(planes, image, state, quantiles)
 
 
 @njit(cache=True, nogil=True)
-def _place(boxes, count, size, sizes, aspects, min_side, state):
-    """Label and mask of an object that hides none of the first `count` of `boxes`, and its box behind them.
+def _layout(variant, size, state, boxes, labels, masks):
+    """What lies where, and how many objects there are: boxes (most, 4), labels (most,), masks (most, size * size)."""
+    count, wanted, (fewest, most) = 0, 0, variant.objects
+    if uniform(state, 0.0, 1.0) >= variant.empty:
+        wanted = integer(state, (fewest, most + 1))
+    for _ in range(wanted):
+        labels[count] = _place(boxes[count], boxes[:count], size, variant, state, masks[count])
+        count += labels[count] >= 0
+    return count
+
+
+@njit(cache=True, nogil=True)
+def _place(box, others, size, variant, state, mask):
+    """Label of an object, its box and the pixels within, row after row; of `others` it hides none.
 
     Label -1 if none of TRIES found its place.
     """
-    scale = size / 128
+    scale, aspects = size / 128, variant.aspects
     for _ in range(TRIES):
         label = int(uniform(state, 0.0, 8.0))
-        radius = _log_uniform(sizes, uniform(state, 0.0, 1.0)) / 2 * scale
+        radius = _log_uniform(variant.sizes, uniform(state, 0.0, 1.0)) / 2 * scale
         turn = uniform(state, 0.0, 2 * pi)
         # Stretched after turning, along x or along y: the box, not only the object, is long and narrow.
         side = uniform(state, -1.0, 1.0)
         stretch = _log_uniform(aspects, abs(side)) ** (0.5 if side > 0 else -0.5)
-        mask = drawing.outline(label, radius * stretch, radius / stretch, turn)
-        h, w = mask.shape
+        outline = drawing.outline(label, radius * stretch, radius / stretch, turn)
+        h, w = outline.shape
         x, y = int(uniform(state, 0.0, 1.0) * (size - w)), int(uniform(state, 0.0, 1.0) * (size - h))
-        if max(h, w) >= size or min(h, w) / scale < min_side:
+        if max(h, w) >= size or min(h, w) / scale < variant.min_side:
             continue
         aspect = (max(h, w) / scale) / (min(h, w) / scale)
-        boxes[count, 0], boxes[count, 1], boxes[count, 2], boxes[count, 3] = x, y, x + w, y + h
-        if (aspects == (1, 1) or aspects[0] <= aspect <= aspects[1]) and not _too_close(boxes, count):
-            return label, mask
-    return -1, mask
+        box[0], box[1], box[2], box[3] = x, y, x + w, y + h
+        if (aspects == (1, 1) or aspects[0] <= aspect <= aspects[1]) and not _too_close(box, others):
+            for row in range(h):
+                for column in range(w):
+                    mask[row * w + column] = outline[row, column]
+            return label
+    return -1
 
 
 @njit(cache=True)
@@ -188,11 +220,11 @@ def _log_uniform(limits, chance):
 
 
 @njit(cache=True)
-def _too_close(boxes, count):
-    """Whether box `count` and one before it overlap more than MAX_IOU, or one lies in the other by more than
+def _too_close(box, others):
+    """Whether a box and one of others overlap more than MAX_IOU, or one lies in the other by more than
     MAX_CONTAINED."""
-    x1, y1, x2, y2 = boxes[count]
-    for a1, b1, a2, b2 in boxes[:count]:
+    x1, y1, x2, y2 = box
+    for a1, b1, a2, b2 in others:
         w, h = min(x2, a2) - max(x1, a1), min(y2, b2) - max(y1, b1)
         area, other = (x2 - x1) * (y2 - y1), (a2 - a1) * (b2 - b1)
         if w > 0 and h > 0 and w * h > min(MAX_IOU * (area + other - w * h), MAX_CONTAINED * min(area, other)):
