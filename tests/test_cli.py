@@ -184,22 +184,22 @@ def test_resuming_needs_no_settings_and_refuses_others(minidet, run, folder):
 KILLED = """
 import os, sys
 from minidet import cli
-from minidet.data import CocoDataset
+from minidet.data.reading import Reader
 
 number, count = int(sys.argv[1]), int(sys.argv[2])
-open_image, opened = CocoDataset._open, 0
+resized, taken = Reader.resized, 0
 
-def counting(self, entry):
-    global opened
-    opened += 1
-    if opened == count:
+def counting(self, *args):
+    global taken
+    taken += 1
+    if taken == count:
         os.kill(os.getpid(), number)
-    return open_image(self, entry)
+    return resized(self, *args)
 
-CocoDataset._open = counting
+Reader.resized = counting
 sys.exit(cli.main(sys.argv[3:]))
 """
-"""The command, sent signal NUMBER while it opens its COUNT-th picture."""
+"""The command, sent signal NUMBER while it takes its COUNT-th picture, read now or kept from an epoch before."""
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -157,6 +158,16 @@ def test_a_data_set_that_gives_several_images_is_asked_for_a_batch_at_once():
     assert all(map(same, batches, Loader(Numbers(), KEEP, batch_size=4, images=14, seed=2, augment=ALL_FLIPS)))
     assert [len(indices) for indices in data.asked] == [4, 4, 4, 2]
     assert [100 + i for indices in data.asked for i in indices] == [i for batch in batches for i in batch.image_ids]
+
+    class Brighter(Several):  # which knows nothing of the other method
+        def __getitem__(self, index):
+            sample = super().__getitem__(index)
+            return replace(sample, image=sample.image + 1)
+
+    data = Brighter()
+    (batch,) = Loader(data, KEEP, batch_size=2, images=2, shuffle=False)
+    assert not hasattr(data, "asked")
+    np.testing.assert_array_equal(batch.images[:, 0, 0, 0], KEEP.levels()[[1, 2], 0])
 
     class Fails(Numbers):
         def __getitems__(self, indices):

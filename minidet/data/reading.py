@@ -16,12 +16,12 @@ class Reader:
 
     If they are asked for `again`, epoch after epoch, it keeps them as long as it looks as if KEPT bytes were enough
     for all, in all sizes that they are given.  A data set that can give several samples at once, by a `__getitems__`
-    as those of PyTorch may have, is asked for a whole batch, and for nothing that was kept.
+    as those of PyTorch may have, is asked for a whole batch, and nothing is kept.
     """
 
     def __init__(self, dataset: Dataset, *, sizes: int, again: bool) -> None:
         self.dataset, self.sizes = dataset, sizes
-        self._several = getattr(dataset, "__getitems__", None)
+        self._several = dataset.__getitems__ if _gives_several(dataset) else None
         self._kept: dict[tuple[int, int], tuple[tuple[int, int], Sample]] | None = None
         if again and self._several is None:
             self._kept = {}
@@ -54,6 +54,16 @@ class Reader:
             if self._bytes / len(kept) * len(self.dataset) * self.sizes > KEPT:
                 self._kept = None
         return made
+
+
+def _gives_several(dataset: Dataset) -> bool:
+    """Whether its `__getitems__` is up to date: a class derived from another may have changed `__getitem__` alone."""
+    for kind in type(dataset).__mro__:
+        if "__getitems__" in vars(kind):
+            return True
+        if "__getitem__" in vars(kind):
+            return False
+    return False
 
 
 def _check(sample: Sample, classes: int) -> None:

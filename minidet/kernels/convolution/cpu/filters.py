@@ -24,7 +24,7 @@ def runs_of(outputs: int, depth: int) -> int:
 
 @njit(inline="always")
 def transform_run(unit, weight, outputs, C, turned, panels, side):
-    """LANES rows of a panel, all points of them: as in `panels.packed`, the depth filled up to whole vectors.
+    """LANES rows of a panel, all points of them: as in panels.py, the depth filled up to whole vectors.
 
     `weight` is (outputs, 3, 3, C), or, `turned`, (C, 3, 3, outputs): the input gradient, with every filter turned
     around.
