@@ -1,6 +1,7 @@
 """Pictures for the built-in data: rotated outlines on noisy, textured backgrounds.
 
-What visits every pixel is compiled and draws its own random numbers, from a `state` of chance.py.
+What visits every pixel is compiled and draws its own random numbers, from a `state` of chance.py.  What is called in
+one place only is compiled there (inline="always"), and not a second time by itself.
 """
 
 from __future__ import annotations
@@ -23,8 +24,7 @@ REACH = (1.0, 1.22, 1.1, 1.06, 1.0, 1.05, 1.28, 1.05)
 """No outline of a class leaves this multiple of its radius."""
 QUANTILES = 2**12
 LAST = np.uint16(QUANTILES - 1)
-LIMITS = (1, 5), (40, 216), (10, 60), (0, 256)
-POWERS, BASES, AMPLITUDES, LEVELS = (tuple(map(np.int64, limits)) for limits in LIMITS)
+POWERS, BASES, AMPLITUDES, LEVELS = map(tuple, np.array([(1, 5), (40, 216), (10, 60), (0, 256)]))
 """Limits of the background's random numbers, cells along a side, as a power of two, middle and spread; and of a
 colour's.  Of NumPy's integers: Numba compiles a function anew for every Python number that is written into its call."""
 COLOUR_GAP = 60

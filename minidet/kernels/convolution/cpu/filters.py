@@ -22,7 +22,7 @@ def runs_of(outputs: int, depth: int) -> int:
     return -(-outputs // WIDTH) * (padded(depth) // LANES)
 
 
-@njit(inline="always")
+@njit(inline="always")  # compiled where it is called, and not a second time by itself
 def transform_run(unit, weight, outputs, C, turned, panels, side):
     """LANES rows of a panel, all points of them: as in panels.py, the depth filled up to whole vectors.
 

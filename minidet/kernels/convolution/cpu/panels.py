@@ -24,7 +24,7 @@ def vectors_of(outputs):
     return min(VECTORS, (outputs + LANES - 1) // LANES)
 
 
-@njit(inline="always")
+@njit(inline="always")  # compiled where it is called, and not a second time by itself
 def pack_tap(panel, tap, weight, order, panels, outputs, depth, turned):
     """One tap of one panel, in squares of LANES x LANES where they are whole.
 

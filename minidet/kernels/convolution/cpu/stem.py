@@ -90,7 +90,7 @@ def _band(
         vectors = vectors_of(valid)
         for p in range(first, last):
             for tile in range(len(tiles)):
-                multiply_rows(
+                multiply_rows(  # what it fetches ahead is this panel, which stays in cache anyway
                     vectors, maps, C, zeros, sources, tiles[tile, 0], (p - first) * down * wide, taps, depth,
                     panels, panel, panel, y, shortcut, outputs, targets, tile * ROWS,
                     n * image_y + level_y + p * Q, column, valid, epilogue, floor,
