@@ -27,7 +27,7 @@ import minidet as md
 from minidet.kernels import batched_nms, best_matches, convolve, gather_windows, only
 from minidet.kernels.convolution import Geometry
 from minidet.kernels.convolution.cpu.lanes import LANES, ROWS, VECTORS, WIDTH
-from minidet.kernels.convolution.cpu.microkernel import multiply_tile
+from minidet.kernels.convolution.cpu.microkernel import product_tile
 from minidet.kernels.parallel import parallel
 from minidet.plots import bars, lines
 
@@ -72,9 +72,8 @@ def busy(thread, repeats):
 @njit
 def one_thread(repeats):
     a, b, y = np.ones(ROWS * 128, np.float32), np.ones(128 * WIDTH, np.float32), np.empty(ROWS * WIDTH, np.float32)
-    i, more, low = np.arange(ROWS).astype(np.int32), np.ones(2 * WIDTH, np.float32), np.float32(0)
     for _ in range(repeats):
-        multiply_tile(a, 128, a, i, 0, 0, 1, 128, b, 0, 0, y, None, WIDTH, i, 0, 0, 0, WIDTH, more, low, ROWS, VECTORS)
+        product_tile(a, 0, 128, b, 0, 128, 0, y, 0, WIDTH, ROWS, VECTORS)
 
 
 threads, repeats = get_num_threads(), 20_000

@@ -135,12 +135,13 @@ def search(examples: int, drawn, version, **how) -> Counter:
 
 @pytest.fixture
 def everywhere(monkeypatch):
-    """Winograd runs also where it does not pay, and blocks of images are of one or two."""
+    """Winograd runs also where it does not pay, blocks of images are of one or two, and many sums come in chunks."""
     pytest.importorskip(
         "minidet.kernels.convolution.cpu.winograd", reason="the fast convolutions are not installed"
     )
     for limit in WHEN_IT_PAYS:
         monkeypatch.setattr(f"minidet.kernels.convolution.cpu.{limit}", 0)
+    monkeypatch.setattr("minidet.kernels.convolution.cpu.direct.DEEP", 40)
     monkeypatch.setattr("minidet.kernels.convolution.blocked.BLOCK", 3000)
 
 

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from minidet.plots import COLOURS
 from minidet.plots.curves import finish, save
-from tests.benchmarks.against_torch import our_worker
+from tests.benchmarks.networks import our_worker
 from tests.benchmarks.problem import Network
 from tests.benchmarks.report import heading
 from tests.benchmarks.turns import disturbance, milliseconds, take_turns

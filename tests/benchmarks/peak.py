@@ -8,7 +8,7 @@ import numpy as np
 from numba import get_num_threads
 
 from minidet.kernels.convolution.cpu.lanes import ROWS, VECTORS, WIDTH
-from minidet.kernels.convolution.cpu.microkernel import multiply_tile
+from minidet.kernels.convolution.cpu.microkernel import product_tile
 from minidet.kernels.parallel import parallel
 
 DEPTH = 128
@@ -29,10 +29,6 @@ def peak_gflops() -> float:
 @parallel
 def _tiles(thread, repeats):
     x, panel = np.ones(ROWS * DEPTH, np.float32), np.ones(DEPTH * WIDTH, np.float32)
-    y, pixels = np.empty(ROWS * WIDTH, np.float32), np.arange(ROWS).astype(np.int32)
-    epilogue = np.ones(2 * WIDTH, np.float32)
+    y = np.empty(ROWS * WIDTH, np.float32)
     for _ in range(repeats):
-        multiply_tile(
-            x, DEPTH, x, pixels, 0, 0, 1, DEPTH, panel, 0, 0, y, None, WIDTH, pixels, 0, 0, 0, WIDTH, epilogue,
-            np.float32(0), ROWS, VECTORS,
-        )  # fmt: skip
+        product_tile(x, 0, DEPTH, panel, 0, DEPTH, 0, y, 0, WIDTH, ROWS, VECTORS)

@@ -21,6 +21,10 @@ from minidet.kernels.parallel import in_turn, parallel
 NOTHING = np.zeros(0, dtype=np.float32)
 """The shortcut of a convolution that has none: compiled code takes an array of one kind."""
 
+DEEP = 2048
+"""Channels, of all taps together, that a group of tiles multiplies before it goes on to the rest of a panel: the part
+that is read and the one that is fetched meanwhile fit the second-level cache."""
+
 
 def gathered_product(
     x, plan: Plan, weight, memo: dict, *, scale=None, bias=None, shortcut=NOTHING, relu=False, turned=False
@@ -40,15 +44,18 @@ def gathered_product(
     depth, _, outputs = weight.shape if turned else weight.shape[::-1]
     repeats, order = N // plan.images, plan.order
     y = aligned(N, plan.written // plan.images, outputs)
-    tiles = repeats * len(plan.tiles)
-    units = -(-tiles // GROUP)
-    loops, key = ((_unit, 0, units),), ("cpu panels", weight.shape, turned)
+    tiles, all_panels = repeats * len(plan.tiles), -(-outputs // WIDTH)
+    groups = -(-tiles // GROUP)
+    # Of inputs and weights, the larger is read once.  With more weights, even a few tiles are work for all threads.
+    parts = all_panels if weight.size > x.size else 1
+    chunks = max(1, min(plan.most, -(-plan.most * depth // DEEP)))
+    loops, key = ((_unit, 0, groups * parts),), ("cpu panels", weight.shape, turned)
     panels = memo.get(key)
     if panels is None:
         panels = aligned(padded(outputs) * len(order) * depth)
-        loops = (_pack, 0, -(-outputs // WIDTH) * len(order)), *loops
+        loops = (_pack, 0, all_panels * len(order)), *loops
     in_turn(
-        loops, units, tiles, x.reshape(-1), C, depth, row_of_zeros(depth),
+        loops, groups, parts, chunks, tiles, x.reshape(-1), C, depth, row_of_zeros(depth),
         plan.tiles, plan.sources, plan.targets.reshape(-1), plan.read, plan.written, weight.reshape(-1), order, turned,
         panels, y.reshape(-1), shortcut, outputs, epilogue_of(outputs, scale, bias),
         np.float32(0 if relu else -np.inf),
@@ -80,8 +87,8 @@ def _epilogue(outputs: int, scale, bias):
 
 @parallel
 def _pack(
-    unit, units, tiles, x, pitch, depth, zeros, table, sources, targets, read, written, weight, order, turned,
-    panels, y, shortcut, outputs, epilogue, floor,
+    unit, groups, parts, chunks, tiles, x, pitch, depth, zeros, table, sources, targets, read, written,
+    weight, order, turned, panels, y, shortcut, outputs, epilogue, floor,
 ):  # fmt: skip
     """A tap of a panel of weights."""
     pack_tap(unit // len(order), unit % len(order), weight, order, panels, outputs, depth, turned)
@@ -89,23 +96,29 @@ def _pack(
 
 @parallel
 def _unit(
-    unit, units, tiles, x, pitch, depth, zeros, table, sources, targets, read, written, weight, order, turned,
-    panels, y, shortcut, outputs, epilogue, floor,
+    unit, groups, parts, chunks, tiles, x, pitch, depth, zeros, table, sources, targets, read, written,
+    weight, order, turned, panels, y, shortcut, outputs, epilogue, floor,
 ):  # fmt: skip
-    """Some neighbouring tiles, panel by panel."""
-    taps = len(order)
-    first, last = unit * tiles // units, (unit + 1) * tiles // units
-    for column in range(0, outputs, WIDTH):
+    """Some neighbouring tiles, panel by panel of one of `parts` of them; and of each panel, chunk by chunk."""
+    taps, group, part = len(order), unit % groups, unit // groups
+    first, last = group * tiles // groups, (group + 1) * tiles // groups
+    # Either all panels are one part, or each is one.
+    start, stop = (0, outputs) if parts == 1 else (part * WIDTH, min(outputs, (part + 1) * WIDTH))
+    for column in range(start, stop, WIDTH):
         valid = min(WIDTH, outputs - column)
         vectors = vectors_of(valid)
-        following = column + WIDTH if column + WIDTH < outputs else 0
-        share = taps * depth * vectors * LANES // GROUP  # of the panel that follows, fetched with each tile
-        for i in range(first, last):
-            repeat, tile = divmod(i, len(table))
-            source, tap, used = table[tile, 0], table[tile, 1], table[tile, 2]
-            panel = (column * taps + tap * vectors * LANES) * depth
-            ahead = following * taps * depth + (i - first) * share
-            multiply_rows(
-                vectors, x, pitch, zeros, sources, source, repeat * read, used, depth, panels, panel, ahead,
-                y, shortcut, outputs, targets, tile * ROWS, repeat * written, column, valid, epilogue, floor,
-            )  # fmt: skip
+        width = vectors * LANES
+        following = column if group + 1 < groups and parts > 1 else column + WIDTH if column + WIDTH < outputs else 0
+        share = taps * depth * width // (GROUP * chunks)  # of what follows, fetched with each tile
+        for chunk in range(chunks):
+            for i in range(first, last):
+                repeat, tile = divmod(i, len(table))
+                used = table[tile, 2]
+                begin, end = chunk * used // chunks, (chunk + 1) * used // chunks
+                panel = (column * taps + (table[tile, 1] + begin) * width) * depth
+                ahead = following * taps * depth if chunk + 1 == chunks else panel + (end - begin) * width * depth
+                multiply_rows(
+                    vectors, x, pitch, zeros, sources, table[tile, 0] + begin * ROWS, repeat * read, end - begin, depth,
+                    panels, panel, ahead + (i - first) * share, y, shortcut, outputs, targets, tile * ROWS,
+                    repeat * written, column, valid, epilogue, floor, chunk > 0, chunk + 1 < chunks,
+                )  # fmt: skip

@@ -175,6 +175,10 @@ class Sums:
         ]
         self._turns = cycle(self._copies)
 
+    def begin(self, m: int, v: int, value) -> None:
+        """Begin a sum with that value."""
+        self._emit.builder.store(value, self._copies[0][m][v])
+
     def add(self, inputs, weights) -> None:
         """Products of one input for every row with a row of weights, as `Emitter.multiply_add` adds them."""
         self._emit.multiply_add(inputs, weights, next(self._turns))

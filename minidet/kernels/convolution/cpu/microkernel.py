@@ -23,7 +23,7 @@ from minidet.kernels.convolution.cpu.lanes import FILTERS, GROUP, LANES, LINE, P
 @intrinsic(prefer_literal=True)
 def multiply_tile(
     typing, x, pitch, zeros, sources, source, shift, taps, depth, panels, panel, ahead,
-    y, shortcut, y_pitch, targets, target, y_shift, column, valid, epilogue, floor, rows, vectors,
+    y, shortcut, y_pitch, targets, target, y_shift, column, valid, epilogue, floor, begun, more, rows, vectors,
 ):  # fmt: skip
     """One tile of a convolution: gather, multiply, add up, finish, store.
 
@@ -35,17 +35,21 @@ def multiply_tile(
     negative, and pixel(m) = y_shift + targets[target + m].  `scale` and `add` are the two halves of
     `epilogue`, from `column` on.  A shortcut that is empty, or None, adds nothing.  NaN stays NaN.  Meanwhile the
     cache fetches one GROUP-th of such a panel, from `ahead` on.
+
+    Of taps that come in several calls, all but the first find the sums `begun` in y, and all but the last leave them
+    there, for there are `more`.
     """
     signature = types.void(
         x, INDEX, zeros, sources, INDEX, INDEX, INDEX, INDEX, panels, INDEX, INDEX,
-        y, shortcut, INDEX, targets, INDEX, INDEX, INDEX, INDEX, epilogue, types.float32, rows, vectors,
+        y, shortcut, INDEX, targets, INDEX, INDEX, INDEX, INDEX, epilogue, types.float32, types.boolean,
+        types.boolean, rows, vectors,
     )  # fmt: skip
     rows, vectors = literal(rows), literal(vectors)
 
     def generate(context, builder, signature, args):
         emit = Emitter(context, builder, signature, args)
         _, pitch, _, _, source, shift, taps, depth, _, panel, ahead = args[:11]
-        _, _, y_pitch, _, target, y_shift, column, valid, _, floor, _, _ = args[11:]
+        _, _, y_pitch, _, target, y_shift, column, valid, _, floor, begun, more, _, _ = args[11:]
         sums = Sums(emit, rows, vectors)
         width = emit.index(vectors * LANES)
         nothing = emit.pointer(2, emit.index(0))
@@ -61,6 +65,10 @@ def multiply_tile(
 
         # Its rows are far from each other, which no machine foresees: by the time they are added, they shall be there.
         emit.if_any(12, fetch)
+        with builder.if_then(begun):
+            for m, place in enumerate(places):
+                for v in range(vectors):
+                    sums.begin(m, v, emit.load_some(emit.pointer(11, place), valid, v))
         with cgutils.for_range(builder, taps) as tap:
             first = builder.add(source, builder.mul(tap.index, emit.index(rows)))
             inputs = []
@@ -92,7 +100,13 @@ def multiply_tile(
                     value = emit.finish(total, scale, add, low)
                     emit.store_some(value, emit.pointer(11, place), v, valid)
 
-        emit.if_any(12, finish)
+        with builder.if_else(more) as (then, otherwise):
+            with then:
+                for place, row in zip(places, totals, strict=True):
+                    for v, total in enumerate(row):
+                        emit.store_some(total, emit.pointer(11, place), v, valid)
+            with otherwise:
+                emit.if_any(12, finish)
         return context.get_dummy_value()
 
     return signature, generate
@@ -101,28 +115,28 @@ def multiply_tile(
 @njit(forceinline=True)
 def multiply_rows(
     vectors, x, pitch, zeros, sources, source, shift, taps, depth, panels, panel, ahead,
-    y, shortcut, y_pitch, targets, target, y_shift, column, valid, epilogue, floor,
+    y, shortcut, y_pitch, targets, target, y_shift, column, valid, epilogue, floor, begun, more,
 ):  # fmt: skip
     """`multiply_tile` of ROWS rows and so many vectors, 1 to VECTORS."""
     if VECTORS > 3 and vectors == 4:
         multiply_tile(
             x, pitch, zeros, sources, source, shift, taps, depth, panels, panel, ahead,
-            y, shortcut, y_pitch, targets, target, y_shift, column, valid, epilogue, floor, ROWS, 4,
+            y, shortcut, y_pitch, targets, target, y_shift, column, valid, epilogue, floor, begun, more, ROWS, 4,
         )  # fmt: skip
     elif VECTORS > 2 and vectors == 3:
         multiply_tile(
             x, pitch, zeros, sources, source, shift, taps, depth, panels, panel, ahead,
-            y, shortcut, y_pitch, targets, target, y_shift, column, valid, epilogue, floor, ROWS, 3,
+            y, shortcut, y_pitch, targets, target, y_shift, column, valid, epilogue, floor, begun, more, ROWS, 3,
         )  # fmt: skip
     elif vectors == 2:
         multiply_tile(
             x, pitch, zeros, sources, source, shift, taps, depth, panels, panel, ahead,
-            y, shortcut, y_pitch, targets, target, y_shift, column, valid, epilogue, floor, ROWS, 2,
+            y, shortcut, y_pitch, targets, target, y_shift, column, valid, epilogue, floor, begun, more, ROWS, 2,
         )  # fmt: skip
     else:
         multiply_tile(
             x, pitch, zeros, sources, source, shift, taps, depth, panels, panel, ahead,
-            y, shortcut, y_pitch, targets, target, y_shift, column, valid, epilogue, floor, ROWS, 1,
+            y, shortcut, y_pitch, targets, target, y_shift, column, valid, epilogue, floor, begun, more, ROWS, 1,
         )  # fmt: skip
 
 

@@ -30,6 +30,7 @@ class Plan:
     sources: flat int32            per tile (taps, ROWS): the input pixel, or NOWHERE
     targets: (tiles, ROWS) int32   the output pixel; a tile that is not full repeats its last pixel
     order: (taps,) int64           the taps, those of a tile next to each other
+    most: taps of a tile, at most
     read, written: pixels of the input and the output, over all images of the plan
     """
 
@@ -38,6 +39,7 @@ class Plan:
     sources: np.ndarray
     targets: np.ndarray
     order: np.ndarray
+    most: int
     read: int
     written: int
 
@@ -111,6 +113,7 @@ def plan_of(phases, read: int, written: int, images: int) -> Plan:
         sources=np.concatenate(all_sources).astype(np.int32),
         targets=np.concatenate(all_targets).astype(np.int32),
         order=np.concatenate(order).astype(np.int64),
+        most=max((len(taps) for targets, _, taps in phases if len(targets)), default=0),
         read=images * read,
         written=images * written,
     )

@@ -93,7 +93,7 @@ def _band(
                 multiply_rows(  # what it fetches ahead is this panel, which stays in cache anyway
                     vectors, maps, C, zeros, sources, tiles[tile, 0], (p - first) * down * wide, taps, depth,
                     panels, panel, panel, y, shortcut, outputs, targets, tile * ROWS,
-                    n * image_y + level_y + p * Q, column, valid, epilogue, floor,
+                    n * image_y + level_y + p * Q, column, valid, epilogue, floor, False, False,
                 )  # fmt: skip
 
 
