@@ -3,9 +3,8 @@
 A convolution's rectifier, and a residual block's sum, belong to it: here as in the network they are its epilogue, for
 torch operations of their own.
 
-What the machine can do changes by the minute, and where one side suffers more than the other.  So the whole network
-runs as well, once after every layer, and of its time we ask how much the convolutions take where they stand: then their
-mean and the network's ratio are of the same runs.
+What the machine can do changes by the minute, and one side may suffer more than the other.  So the whole network runs
+as well, for a window after every layer: the mean of the layers is compared with a ratio from the same minutes.
 """
 
 from __future__ import annotations
@@ -37,12 +36,13 @@ def measure_layers(images: int, rounds: int, folder: Path) -> list[dict]:
     for direction, title in DIRECTIONS.items():
         print(f"\n{title:34} n{'ours ms':>10}{'torch':>8}{'ratio':>7}{'im2col':>8}{'GFLOP/s':>9}{'/peak':>7}    error")
         whole = _whole_network(images, direction, folder)
-        times, profiles = [], []
+        times = []
         for index, layer in enumerate(LAYERS):
             _build(index, images, direction, everyone, folder)
             error = max(difference(folder / "0.npz", folder / f"{n}.npz", step=False) for n in (1, 2))
             take_turns(everyone, rounds, f"{layer.name} {direction}")
-            profiles.append([worker.ask("profile", calls=1) for worker in whole])
+            for worker in whole:
+                worker.window()
             mine, *theirs, slow = map(milliseconds, everyone)
             theirs = min(theirs)
             times.append((mine, theirs))
@@ -55,7 +55,7 @@ def measure_layers(images: int, rounds: int, folder: Path) -> list[dict]:
                 f"{speed:9.0f}{speed / peak:7.2f}{error:9.0e}{disturbed}",
                 flush=True,
             )
-        _summary(times, profiles)
+        _summary(times, whole)
         for worker in whole:
             worker.close()
     for worker in everyone:
@@ -89,15 +89,14 @@ def _build(index: int, images: int, direction: str, everyone: list[Worker], fold
         worker.warm_up()
 
 
-def _summary(times: list[tuple[float, float]], profiles: list[list[dict]]) -> None:
-    """The mean over the network, the network itself, and the layers that are slow."""
+def _summary(times: list[tuple[float, float]], whole: list[Worker]) -> None:
+    """The mean over the network, the network itself meanwhile, and the layers that are slow."""
     counts = [layer.count for layer in LAYERS]
     mine, theirs = (sum(n * ms for n, ms in zip(counts, side, strict=True)) for side in zip(*times, strict=True))
-    print(f"all layers of the network, each by itself: {mine:.0f} ms, torch {theirs:.0f} ms, {mine / theirs:.3f}")
-    for name, what in (("in the network", "layers"), ("the network", "ms")) if profiles[0] else ():
-        ours, torch = (sum(profile[what] for profile in side) for side in zip(*profiles, strict=True))
-        runs = len(profiles)
-        print(f"{name}: {ours / runs:.0f} ms, torch {torch / runs:.0f} ms, {ours / torch:.3f}")
+    print(f"all layers of the network: {mine:.0f} ms, torch {theirs:.0f} ms, {mine / theirs:.3f}")
+    if whole:
+        ours, torch = map(milliseconds, whole)
+        print(f"the network, meanwhile: {ours:.0f} ms, {whole[1].name} {torch:.0f} ms, {ours / torch:.3f}")
     for layer, (ours, torch) in zip(LAYERS, times, strict=True):
         if ours > WORSE * torch:
             print(f"    above {WORSE}: {layer.name}, {ours / torch:.2f}, {layer.count * ours / mine:.1%} of all")

@@ -9,7 +9,6 @@ import warnings
 import numpy as np
 import torch
 from torch.nn import functional
-from torch.profiler import ProfilerActivity, profile
 
 from tests.benchmarks.problem import LAYERS, LEARNING_RATE, WEIGHT_DECAY, Network, batch, layer_arrays
 from tests.benchmarks.torch_retinanet import RetinaNet, load, losses
@@ -17,9 +16,6 @@ from tests.benchmarks.turns import THREADS
 from tests.benchmarks.worker import serve
 
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
-
-EPILOGUE = {"aten::add", "aten::add_", "aten::clamp_min_", "aten::relu_", "aten::threshold_backward"}
-"""Operations for the sum and the rectifier of a residual block, forward and backward."""
 
 
 class NetworkJob:
@@ -72,20 +68,6 @@ class NetworkJob:
                 found[name] = g.transpose(0, 2, 3, 1) if g.ndim == 4 else g
         self.optimizer.zero_grad(set_to_none=True)
         return found
-
-    def profile(self, calls: int) -> dict:
-        """Milliseconds of a call, and of all operations in it that are a convolution's or what we make its epilogue."""
-        with profile(activities=[ProfilerActivity.CPU]) as measured:
-            clock = time.perf_counter()
-            for _ in range(calls):
-                self.run()
-            whole = time.perf_counter() - clock
-        layers = sum(
-            operation.self_cpu_time_total
-            for operation in measured.key_averages()
-            if "conv" in operation.key or operation.key in EPILOGUE
-        )
-        return {"ms": 1e3 * whole / calls, "layers": 1e-3 * layers / calls}
 
     def compiled(self, calls: int) -> dict:
         """Milliseconds of the forward pass after torch.compile, or why there are none."""

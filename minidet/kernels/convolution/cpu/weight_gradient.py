@@ -24,7 +24,7 @@ columns fits the first-level cache."""
 GROUP = 32
 """Vectors of columns that are laid out together, so that a pixel's channels are read as they lie in memory."""
 
-FEW_WEIGHTS = 1 << 16
+FEW_WEIGHTS = 1 << 17
 """Up to so many weights every thread sums some pixels into a copy of its own; with more, a second copy
 costs too much memory traffic, and every thread sums all pixels for some of the columns."""
 
