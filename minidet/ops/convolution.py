@@ -134,7 +134,7 @@ def _convolve(op, x, flat, weight, bias, geometry, scale, shortcut, relu, shape)
 
     def backward(gy, before=None):
         g, back, back_memo, folded = xp.reshape(gy, (shape[0], -1, F)), filters, memo, False
-        if rectified is not None and not needs_shortcut:
+        if rectified is not None and (scale is None or not needs_shortcut):
             g, gbias = epilogue_gradient(g, rectified, scale)
         else:
             if rectified is not None:
