@@ -99,15 +99,18 @@ def _unit(
     unit, groups, parts, chunks, tiles, x, pitch, depth, zeros, table, sources, targets, read, written,
     weight, order, turned, panels, y, shortcut, outputs, epilogue, floor,
 ):  # fmt: skip
-    """Some neighbouring tiles, panel by panel of one of `parts` of them; and of each panel, chunk by chunk."""
+    """Some neighbouring tiles, panel by panel: of all panels, or of the one that is this unit's part.
+
+    Where a panel comes in chunks, what a tile has summed up so far waits in y.
+    """
     taps, group, part = len(order), unit % groups, unit // groups
     first, last = group * tiles // groups, (group + 1) * tiles // groups
-    # Either all panels are one part, or each is one.
     start, stop = (0, outputs) if parts == 1 else (part * WIDTH, min(outputs, (part + 1) * WIDTH))
     for column in range(start, stop, WIDTH):
         valid = min(WIDTH, outputs - column)
         vectors = vectors_of(valid)
         width = vectors * LANES
+        # The next tiles read this panel again, or it is the next one's turn.
         following = column if group + 1 < groups and parts > 1 else column + WIDTH if column + WIDTH < outputs else 0
         share = taps * depth * width // (GROUP * chunks)  # of what follows, fetched with each tile
         for chunk in range(chunks):
