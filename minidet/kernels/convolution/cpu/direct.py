@@ -110,8 +110,9 @@ def _unit(
         valid = min(WIDTH, outputs - column)
         vectors = vectors_of(valid)
         width = vectors * LANES
-        # The next tiles read this panel again, or it is the next one's turn.
-        following = column if group + 1 < groups and parts > 1 else column + WIDTH if column + WIDTH < outputs else 0
+        following = column + WIDTH if column + WIDTH < outputs else 0
+        if parts > 1 and group + 1 < groups:
+            following = column  # for the next unit's tiles read this panel again
         share = taps * depth * width // (GROUP * chunks)  # of what follows, fetched with each tile
         for chunk in range(chunks):
             for i in range(first, last):

@@ -35,10 +35,7 @@ class Emitter:
         return self.builder.sext(self.builder.load(self.pointer(argument, offset)), ir.IntType(64))
 
     def if_any(self, argument: int, write) -> None:
-        """write(True) where that array argument has elements, write(False) where it is empty or None."""
-        if isinstance(self.types[argument], types.NoneType):
-            write(False)
-            return
+        """write(True) where that array argument has elements, write(False) where it is empty."""
         some = self.builder.icmp_signed(">", self._array(argument).nitems, self.index(0))
         with self.builder.if_else(some) as (then, otherwise):
             with then:

@@ -33,7 +33,7 @@ def multiply_tile(
     for m < rows and j < valid, with width = vectors * LANES.  Pixels are `pitch` and `y_pitch` numbers
     apart: pixel(t, m) = shift + sources[source + t*rows + m], or a row of `zeros` where that source is
     negative, and pixel(m) = y_shift + targets[target + m].  `scale` and `add` are the two halves of
-    `epilogue`, from `column` on.  A shortcut that is empty, or None, adds nothing.  NaN stays NaN.  Meanwhile the
+    `epilogue`, from `column` on.  A shortcut that is empty adds nothing.  NaN stays NaN.  Meanwhile the
     cache fetches one GROUP-th of such a panel, from `ahead` on.
 
     Of taps that come in several calls, all but the first find the sums `begun` in y, and all but the last leave them
