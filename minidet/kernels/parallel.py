@@ -202,6 +202,7 @@ def _worker(context, module, shared, args):
     unit_type = context.call_conv.get_function_type(types.none, kinds).as_pointer()
     values = cgutils.unpack_tuple(builder, builder.load(field(ARGUMENTS)))
     here = builder.ptrtoint(builder.load(worker.args[0]), INT)
+    ran = cgutils.alloca_once(builder, INT)
     with cgutils.for_range(builder, loops) as loop:
         unit = builder.inttoptr(builder.load(builder.gep(addresses, [loop.index])), unit_type)
         begin, end = (builder.load(builder.gep(limits, [loop.index])) for limits in (begins, ends))
@@ -215,6 +216,7 @@ def _worker(context, module, shared, args):
             stop = builder.udiv(builder.mul(builder.add(owner, one), units), threads)
             taken = _counter(builder, counters, builder.add(mine, owner))
             take, run, over = (builder.append_basic_block() for _ in range(3))
+            builder.store(ir.Constant(INT, 0), ran)
             builder.branch(take)
             builder.position_at_end(take)
             number = builder.add(first, builder.atomic_rmw("add", taken, one, "monotonic"))
@@ -224,9 +226,11 @@ def _worker(context, module, shared, args):
             status, _ = context.call_conv.call_function(builder, unit, types.none, kinds, [number, *values])
             with builder.if_then(status.is_error, likely=False):
                 builder.atomic_rmw("add", field(RAISED), one, "release")
-            builder.atomic_rmw("add", done, one, "release")
+            builder.store(builder.add(builder.load(ran), one), ran)
             builder.branch(take)
             builder.position_at_end(over)
+            # Not after every unit: the line would go back and forth between the cores.
+            builder.atomic_rmw("add", done, builder.load(ran), "release")
         last = builder.icmp_signed("==", builder.add(loop.index, one), loops)
         awaited = builder.select(last, ir.Constant(INT, 0), units)
         look, wait, on = (builder.append_basic_block() for _ in range(3))

@@ -82,12 +82,12 @@ class Emitter:
         """Write the v-th vector behind `pointer`."""
         self.builder.store(value, self._vectors(pointer, v), align=4)
 
-    def prefetch(self, pointer, level: int = 1) -> None:
-        """Have the cache of that level fetch the line there, which is read soon."""
+    def prefetch(self, pointer, level: int = 1, *, write: bool = False) -> None:
+        """Have the cache of that level fetch the line there, which is soon read, or written."""
         short = ir.IntType(32)
         kind = ir.FunctionType(ir.VoidType(), [pointer.type, short, short, short])
         fetch = cgutils.get_or_insert_function(self.builder.module, kind, "llvm.prefetch.p0")
-        self.builder.call(fetch, [pointer, *(ir.Constant(short, number) for number in (0, 4 - level, 1))])
+        self.builder.call(fetch, [pointer, *(ir.Constant(short, number) for number in (int(write), 4 - level, 1))])
 
     def prefetch_lines(self, pointer, turn, lines: int) -> None:
         """Have the second-level cache fetch the `turn`-th so many lines behind `pointer`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from minidet.kernels.convolution.cpu.lanes import LANES, WIDTH
+from minidet.kernels.convolution.cpu.lanes import GAP, LANES, WIDTH
 from minidet.kernels.convolution.cpu.microkernel import copy_run, transpose_square
 from minidet.kernels.convolution.cpu.panels import padded, vectors_of
 from minidet.kernels.convolution.cpu.scratch import aligned
@@ -36,23 +36,24 @@ def transform_run(unit, weight, outputs, C, turned, panels, side):
     runs = depth // LANES
     first, begin = unit // runs * WIDTH, unit % runs * LANES
     width = vectors_of(outputs - first) * LANES
-    block = np.empty(many * LANES * width, dtype=np.float32)
+    apart = LANES * width + GAP
+    block = np.empty(many * apart, dtype=np.float32)
     squares = np.empty(TAPS * TAPS * LANES**2, dtype=np.float32)
     for j in range(0, width, LANES):
         if turned:  # outputs are channels, which lie side by side already; the last tap comes first
             for i in range(LANES):
                 f, last = begin + i, ((begin + i) * TAPS * TAPS + TAPS * TAPS - 1) * outputs + first + j
                 valid = outputs - first - j if f < C else 0
-                _transform(weight, last, -outputs, valid, block, i * width + j, LANES * width, side)
+                _transform(weight, last, -outputs, valid, block, i * width + j, apart, side)
         else:
             for tap in range(TAPS * TAPS):
                 _transpose(weight, outputs, C, first + j, tap, begin, squares, tap * LANES**2)
             for i in range(LANES):
-                _transform(squares, i * LANES, LANES**2, LANES, block, i * width + j, LANES * width, side)
+                _transform(squares, i * LANES, LANES**2, LANES, block, i * width + j, apart, side)
     for q in range(many):
         target = (first * many + q * width) * depth + begin * width
         for k in range(0, LANES * width, LANES):
-            copy_run(panels, target + k, block, q * LANES * width + k, LANES)
+            copy_run(panels, target + k, block, q * apart + k, LANES)
 
 
 @njit

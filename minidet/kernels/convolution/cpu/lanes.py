@@ -26,6 +26,10 @@ LANES = _host_lanes()
 LINE = 64
 """Bytes of a cache line, and of the widest vector."""
 
+GAP = LINE // 4
+"""float32 numbers left free between what would else lie a power of two apart, where all that is used together
+shares the few places of one set of the first-level cache."""
+
 ROWS = 6
 """Rows of the register tile.  ROWS * VECTORS sums, VECTORS weights and one broadcast input fit in the 32
 registers of AVX-512 or the 16 of AVX2; six rows 4 KiB apart still fit the eight ways of a first-level cache."""

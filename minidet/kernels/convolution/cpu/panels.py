@@ -36,9 +36,9 @@ def pack_tap(panel, tap, weight, order, panels, outputs, depth, turned):
     first = panel * WIDTH
     width = vectors_of(outputs - first) * LANES
     begin = (first * taps + tap * width) * depth
-    for j in range(0, width, LANES):
-        valid = min(LANES, outputs - first - j)
-        for k in range(0, depth, LANES):
+    for k in range(0, depth, LANES):
+        for j in range(0, width, LANES):
+            valid = min(LANES, outputs - first - j)
             target = begin + k * width + j
             source = (first + j) * output_stride + order[tap] * tap_stride + k * depth_stride
             if valid == LANES and k + LANES <= depth:

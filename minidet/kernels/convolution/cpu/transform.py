@@ -125,7 +125,7 @@ def transform_pixels(typing, x, pitch, zeros, pixels, first, begin, end, target,
     signature = types.void(
         x, INDEX, zeros, pixels, INDEX, INDEX, INDEX, target, INDEX, INDEX, INDEX, INDEX, which
     )
-    reads, _, transform = TRANSFORMS[literal(which)]
+    reads, makes, transform = TRANSFORMS[literal(which)]
 
     def generate(context, builder, signature, args):
         emit = Emitter(context, builder, signature, args)
@@ -139,13 +139,20 @@ def transform_pixels(typing, x, pitch, zeros, pixels, first, begin, end, target,
             outside = builder.icmp_signed("<", pixel, emit.index(0))
             sources.append(builder.select(outside, nothing, source))
 
+        def place_of(k):
+            pair, odd = (f(k, emit.index(PAIR)) for f in (builder.udiv, builder.urem))
+            return builder.add(to, builder.add(builder.mul(pair, panel), builder.mul(odd, vector)))
+
         def write(k, load):
             offset = builder.mul(k, emit.index(LANES))
             vectors = [_Vector(emit, load(builder.gep(source, [offset]), offset)) for source in sources]
             square = [vectors[reads * i : reads * (i + 1)] for i in range(reads)]
-            pair, odd = (f(k, emit.index(PAIR)) for f in (builder.udiv, builder.urem))
-            place = builder.add(builder.mul(pair, panel), builder.mul(odd, vector))
-            _store_square(emit, both_ways(transform, square), 7, builder.add(to, place), apart, None)
+            # The points lie far apart, which no machine foresees: where the next ones go shall be in cache by then.
+            soon = emit.pointer(7, place_of(builder.add(k, emit.index(1))))
+            for _ in range(makes * makes):
+                emit.prefetch(soon, write=True)
+                soon = builder.gep(soon, [apart])
+            _store_square(emit, both_ways(transform, square), 7, place_of(k), apart, None)
 
         there, wanted = builder.sub(pitch, begin), builder.sub(end, begin)
         many = builder.sdiv(builder.add(wanted, emit.index(LANES - 1)), emit.index(LANES))

@@ -15,7 +15,7 @@ from minidet.kernels.convolution.cpu.microkernel import accumulate_rows, copy_ru
 from minidet.kernels.convolution.cpu.panels import padded
 from minidet.kernels.convolution.cpu.plan import Plan
 from minidet.kernels.convolution.cpu.scratch import aligned, scratch
-from minidet.kernels.parallel import parallel
+from minidet.kernels.parallel import in_turn, parallel
 
 BLOCK = 160 // ROWS
 """Tiles of pixels in a block, at most: long enough to hide loading and storing the sums, and a panel of a block's
@@ -43,25 +43,30 @@ def outer_products(x, gy, plan: Plan, *, depth: int):
     columns = taps * padded(depth)
     threads = get_num_threads()
     shares, ranges = (threads, 1) if rows * columns <= FEW_WEIGHTS else (1, threads)
-    sums = aligned(shares, rows, columns)
+    gweight = aligned(F, taps, depth)
+    whole = shares * rows * columns == gweight.size  # then they are summed up where they belong
+    loops = ((_unit, 0, shares * ranges),) if whole else ((_unit, 0, shares * ranges), (_fold_part, 0, threads))
+    sums = gweight.reshape(-1) if whole else scratch("sums", shares * rows * columns)
     tiles = N // plan.images * len(plan.tiles)
     share = -(-tiles // shares)
     block = -(-share // -(-share // BLOCK))  # all of one length: a short one moves as many sums as a long one
     left = scratch("left", threads * rows * block * ROWS)
     right = scratch("right", threads * GROUP * LANES * block * ROWS)
-    _unit(
-        shares * ranges, shares, ranges, tiles, x.reshape(-1), C, depth, gy.reshape(-1), F,
-        plan.tiles, plan.sources, plan.targets, plan.read, plan.written, sums.reshape(-1), rows, columns,
-        left, right, block,
+    in_turn(
+        loops, shares, ranges, tiles, x.reshape(-1), C, depth, gy.reshape(-1), F,
+        plan.tiles, plan.sources, plan.targets, plan.read, plan.written, sums, rows, columns, left, right, block,
+        gweight.reshape(-1),
     )  # fmt: skip
-    total = sums[0] if shares == 1 else sums.sum(axis=0)
-    return np.ascontiguousarray(total[:F].reshape(F, taps, -1)[:, :, :depth])
+    return gweight
+
+
+# Both loops take the same arguments, for one follows the other.
 
 
 @parallel
 def _unit(
     unit, shares, ranges, tiles, x, pitch, depth, gy, F, table, sources, targets, read, written, sums, rows, columns,
-    left, right, block,
+    left, right, block, gweight,
 ):  # fmt: skip
     """The pixels of one share of the tiles, block by block, for one of `ranges` parts of the columns."""
     share, part = unit // ranges, unit % ranges
@@ -86,6 +91,22 @@ def _unit(
                         min(PAIR, stop - v), left, row * pixels, FILTERS, 0, right, (v - start) * LANES * pixels, 0, 0,
                         pixels, 1, sums, place + row * columns + v * LANES, columns,
                     )  # fmt: skip
+
+
+@parallel
+def _fold_part(
+    part, shares, ranges, tiles, x, pitch, depth, gy, F, table, sources, targets, read, written, sums, rows, columns,
+    left, right, block, gweight,
+):  # fmt: skip
+    """Some filters, of all shares together, without the columns that fill up vectors."""
+    parts, taps = shares * ranges, len(gweight) // (F * depth)
+    for i in range(part * F // parts * taps, (part + 1) * F // parts * taps):
+        total = gweight[i * depth : (i + 1) * depth]
+        for share in range(shares):
+            source = share * rows * columns + i * (columns // taps)
+            more = sums[source : source + depth]
+            for c in range(depth):
+                total[c] = more[c] if share == 0 else total[c] + more[c]
 
 
 @njit

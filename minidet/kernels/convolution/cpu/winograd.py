@@ -138,7 +138,7 @@ def tiled_product(
     span = min(2 * WIDTH if heavy else max(WIDTH, SPAN), padded(outputs))
     room = CACHE // (many * (padded(C) + span))
     block = HEAVY_BLOCK if heavy else min(MOST_BLOCK, max(LEAST_BLOCK, room))
-    units = get_num_threads()
+    units, groups = get_num_threads(), -(-plan.tiles // ROWS)
     units *= -(-plan.tiles // (units * block))  # as many blocks for every thread, all of about one length
     loops, key = ((_block, 0, units),), ("cpu winograd", side, turned)
     panels = memo.get(key)
@@ -146,7 +146,7 @@ def tiled_product(
         panels = room_for(side, outputs, C)
         loops = (_transform, 0, runs_of(outputs, C)), *loops
     in_turn(
-        loops, units, plan.tiles, x.reshape(-1), C, row_of_zeros(padded(C)), plan.patches, plan.targets,
+        loops, units, groups, plan.tiles, x.reshape(-1), C, row_of_zeros(padded(C)), plan.patches, plan.targets,
         weight.reshape(-1), turned, panels, y.reshape(-1), shortcut, outputs, epilogue_of(outputs, scale, bias),
         np.float32(0 if relu else -np.inf), span, side,
     )  # fmt: skip
@@ -159,8 +159,8 @@ def tiled_product(
 
 @parallel
 def _transform(
-    unit, units, tiles, x, C, zeros, patches, targets, weight, turned, panels, y, shortcut, outputs, epilogue, floor,
-    span, side,
+    unit, units, groups, tiles, x, C, zeros, patches, targets, weight, turned, panels, y, shortcut, outputs,
+    epilogue, floor, span, side,
 ):  # fmt: skip
     """Some rows of a panel of weights."""
     transform_run(unit, weight, outputs, C, turned, panels, side)
@@ -168,21 +168,23 @@ def _transform(
 
 @parallel
 def _block(
-    unit, units, tiles, x, C, zeros, patches, targets, weight, turned, panels, y, shortcut, outputs, epilogue, floor,
-    span, side,
+    unit, units, groups, tiles, x, C, zeros, patches, targets, weight, turned, panels, y, shortcut, outputs,
+    epilogue, floor, span, side,
 ):  # fmt: skip
     """Some tiles: all their inputs, then their outputs, `span` columns of them at a time."""
-    first, depth, many = unit * tiles // units, len(zeros), points(side)
-    count = (unit + 1) * tiles // units - first
+    first, last = unit * groups // units * ROWS, (unit + 1) * groups // units * ROWS
+    count, depth, many = min(last, tiles) - first, len(zeros), points(side)
     # A tile's points lie together, for they are written together.  At distances of a power of two they would share
     # one set of the cache: so rows are a vector longer, and a tile has a row more, than they need.
     pitch, step = depth + LANES, many + 1
-    # Behind the last tile lie any numbers: multiplied along with it, never stored.
-    rows = (count + ROWS - 1) // ROWS * ROWS * step
+    rows = (last - first) * step
     inputs, products = local(rows * pitch), local(rows * span)
     nowhere = np.empty(outputs, dtype=np.float32)
     for t in range(count):
         gather(side, x, C, zeros, patches, first + t, 0, C, inputs, t * step * pitch, LANES, PAIR * LANES, pitch)
+    # Behind the last tile, any numbers would do, for what they give is never stored; but left as they are, some may be
+    # denormal, and to multiply those takes a hundred times as long.
+    inputs[count * step * pitch :] = 0
     for start in range(0, outputs, span):
         stop = min(start + span, outputs)
         for q in range(many):
