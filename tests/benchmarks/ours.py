@@ -16,11 +16,21 @@ from minidet.data.loader import Batch
 from minidet.detection.criterion import MOVING_START
 from minidet.kernels import Kernel
 from minidet.models.resnet import RESNET50
-from minidet.ops import conv2d, conv2d_levels
+from minidet.ops import conv2d, conv2d_levels, max_pool2d, upsample_nearest
 from minidet.optim import SGD, AdamW
 from minidet.training.step import batch_gradient
 from tests.benchmarks.peak import peak_gflops
-from tests.benchmarks.problem import CLASSES, LAYERS, LEARNING_RATE, WEIGHT_DECAY, Network, batch, layer_arrays
+from tests.benchmarks.problem import (
+    CLASSES,
+    LAYERS,
+    LEARNING_RATE,
+    PARTS,
+    WEIGHT_DECAY,
+    Network,
+    batch,
+    layer_arrays,
+    part_arrays,
+)
 from tests.benchmarks.worker import serve
 
 
@@ -128,10 +138,10 @@ class LayerJob:
         self.x = md.Tensor(x.reshape(shape), requires_grad=backward and self.layer.channels > 3)
         self.weight = md.Tensor(weight, requires_grad=backward)
         self.bias = md.Tensor(bias, requires_grad=backward)
-        self.end, side = {"relu": bool(self.layer.end)}, self.layer.outputs[0]
+        self.end, side, self.shortcut = {"relu": self.layer.end in ("relu", "join")}, self.layer.outputs[0], None
         if shortcut:
-            shape = (images, side, side, -1)
-            self.end["shortcut"] = md.Tensor(shortcut[0].reshape(shape), requires_grad=backward)
+            side //= 2 if self.layer.end == "above" else 1
+            self.shortcut = md.Tensor(shortcut[0].reshape(images, side, side, -1), requires_grad=backward)
 
     def run(self) -> None:
         """Once; backward belongs to training, where the weights have just changed."""
@@ -141,16 +151,18 @@ class LayerJob:
         if len(layer.maps) > 1:
             y = conv2d_levels(self.x, tuple((side, side) for side in layer.maps), self.weight, self.bias, **self.end)
         else:
+            shortcut, side = self.shortcut, layer.outputs[0]
+            shortcut = upsample_nearest(shortcut, (side, side)) if layer.end == "above" else shortcut
             shape = {"stride": layer.stride, "padding": layer.size // 2}
-            y = conv2d(self.x, self.weight, self.bias, **shape, **self.end)
+            y = conv2d(self.x, self.weight, self.bias, shortcut=shortcut, **shape, **self.end)
         self.y = y.data
         if self.backward:
             y.backward(self.gy.reshape(y.shape))
             self.found = {"gweight": self.weight.grad, "gbias": self.bias.grad}
             self.found |= {} if self.x.grad is None else {"gx": self.x.grad}
             self.x.grad = self.weight.grad = self.bias.grad = None
-            if "shortcut" in self.end:
-                self.end["shortcut"].grad = None
+            if self.shortcut is not None:
+                self.shortcut.grad = None
 
     def results(self) -> dict[str, np.ndarray]:
         """Output and gradients, positions in one axis."""
@@ -162,6 +174,53 @@ class LayerJob:
         )
 
 
+class PartJob:
+    """What an r50 has beside convolutions: forward, or forward and backward, or the update."""
+
+    def __init__(self, index: int, network: dict, weights: str) -> None:
+        part, self.network, self.found = PARTS[index], NetworkJob(network, weights), {}
+        self.run, self.step = getattr(self, part.what), self.network.network.step
+        arrays = part_arrays(part, self.network.network.images)
+        self.inputs = [md.Tensor(array, requires_grad=self.step) for array in arrays]
+        if part.what == "update":
+            for parameter in self.network.optimizer.parameters.values():
+                parameter.data = np.ones(parameter.shape, np.float32)
+                parameter.grad = np.full(parameter.shape, 1e-3, np.float32)
+
+    def pool(self) -> None:
+        """The maximum of every window."""
+        (x,) = self.inputs
+        y = max_pool2d(x, 3, stride=2, padding=1)
+        self.found = {"y": y.data}
+        if self.step:
+            y.backward(np.ones(y.shape, np.float32))
+            self.found["gx"], x.grad = x.grad, None
+
+    def losses(self) -> None:
+        """Everything between the network's outputs and their gradients."""
+        model, outputs = self.network.model, tuple(self.inputs)
+
+        class Known:
+            """A network whose outputs are known."""
+
+            config, xp, anchors = model.config, model.xp, model.anchors
+            __call__ = staticmethod(lambda images: outputs)
+
+        measured = batch_gradient(Known(), self.network.batch, 1, MOVING_START)
+        self.found = {"losses": np.asarray([measured.classification, measured.box])}
+        for name, tensor in zip(("logits", "deltas"), outputs, strict=True):
+            self.found[name], tensor.grad = tensor.grad, None
+
+    def update(self) -> None:
+        """A step of the optimizer, of all parameters."""
+        self.network.optimizer.step(LEARNING_RATE)
+
+    def results(self) -> dict[str, np.ndarray]:
+        """Output, losses, gradients: what there is; or parameters that were ones."""
+        self.run()
+        return self.found or {name: p.data for name, p in self.network.optimizer.parameters.items()}
+
+
 class PeakJob:
     """How fast the machine multiplies."""
 
@@ -171,4 +230,4 @@ class PeakJob:
 
 
 if __name__ == "__main__":
-    serve({"network": NetworkJob, "layer": LayerJob, "peak": PeakJob})
+    serve({"network": NetworkJob, "layer": LayerJob, "part": PartJob, "peak": PeakJob})

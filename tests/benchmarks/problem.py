@@ -60,7 +60,8 @@ class Layer:
     count: int = 1
     """How often the network has it; 0 for a layer that only shows how speed depends on size."""
     end: str = ""
-    """What follows: nothing, "relu", or "join": a residual block's shortcut is added, and the sum rectified."""
+    """What follows: nothing; "relu"; "join": a residual block's shortcut is added, and the sum rectified; "above": the
+    pyramid's next map is added, twice as large."""
 
     @property
     def name(self) -> str:
@@ -106,8 +107,8 @@ LAYERS = [
     Layer(1, 1, 512, 2048, (16,), 3, "join"),
     Layer(1, 1, 2048, 512, (16,), 2, "relu"),
     Layer(3, 1, 512, 512, (16,), 2, "relu"),
-    Layer(1, 1, 512, 256, (64,)),
-    Layer(1, 1, 1024, 256, (32,)),
+    Layer(1, 1, 512, 256, (64,), 1, "above"),
+    Layer(1, 1, 1024, 256, (32,), 1, "above"),
     Layer(1, 1, 2048, 256, (16,)),
     Layer(3, 1, 256, 256, (64,)),
     Layer(3, 1, 256, 256, (32,)),
@@ -123,9 +124,36 @@ LAYERS = [
 ]
 
 
+@dataclass(frozen=True)
+class Part:
+    """What an r50 has beside convolutions; `what` is the method of either side's PartJob."""
+
+    name: str
+    what: str
+    step: bool
+    """Whether only a training step has it."""
+
+
+PARTS = [
+    Part("3x3 s2 max pool 64 @256", "pool", False),
+    Part("matching, losses", "losses", True),
+    Part("optimizer", "update", True),
+]
+
+
+def part_arrays(part: Part, images: int) -> list[np.ndarray]:
+    """What the max pool reads (N, 256, 256, 64); or logits (N, R, 80) and deltas (N, R, 4) of an untrained network."""
+    rng = np.random.default_rng(0)
+    if not part.step:
+        return [rng.normal(size=(images, 256, 256, 64)).astype(np.float32)]
+    anchors = 9 * sum(side**2 for side in PYRAMID)
+    logits = rng.normal(-4.6, 0.5, (images, anchors, CLASSES["r50"])).astype(np.float32)
+    return [logits, rng.normal(0, 0.1, (images, anchors, 4)).astype(np.float32)]
+
+
 def layer_arrays(layer: Layer, images: int) -> list[np.ndarray]:
-    """x (N, S, C), weight (F, k, k, C), bias (F,), dL/dy (N, S', F) and, if the layer joins it, a shortcut like that;
-    levels one after the other."""
+    """x (N, S, C), weight (F, k, k, C), bias (F,), dL/dy (N, S', F) and, if there is one, the shortcut (N, S', F) or the
+    map above (N, S' / 4, F); levels one after the other."""
     rng = np.random.default_rng(0)
     inside = sum(side**2 for side in layer.maps)
     outside = sum(side**2 for side in layer.outputs)
@@ -134,5 +162,6 @@ def layer_arrays(layer: Layer, images: int) -> list[np.ndarray]:
         (layer.filters, layer.size, layer.size, layer.channels),
         (layer.filters,),
         *[(images, outside, layer.filters)] * (2 if layer.end == "join" else 1),
+        *[(images, outside // 4, layer.filters)] * (1 if layer.end == "above" else 0),
     ]
     return [rng.normal(size=shape).astype(np.float32) for shape in shapes]

@@ -10,7 +10,16 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from tests.benchmarks.problem import LAYERS, LEARNING_RATE, WEIGHT_DECAY, Network, batch, layer_arrays
+from tests.benchmarks.problem import (
+    LAYERS,
+    LEARNING_RATE,
+    PARTS,
+    WEIGHT_DECAY,
+    Network,
+    batch,
+    layer_arrays,
+    part_arrays,
+)
 from tests.benchmarks.torch_retinanet import RetinaNet, load, losses
 from tests.benchmarks.turns import THREADS
 from tests.benchmarks.worker import serve
@@ -97,7 +106,8 @@ class LayerJob:
         format = {"memory_format": LAYOUTS[layout]}
         x, weight, bias, gy, *shortcut = layer_arrays(self.layer, images)
         self.x, self.gy = _levels(x, self.layer.maps, format), _levels(gy, self.layer.outputs, format)
-        self.shortcut = _levels(shortcut[0], self.layer.outputs, format) if shortcut else []
+        inside = [side // 2 for side in self.layer.outputs] if self.layer.end == "above" else self.layer.outputs
+        self.shortcut = _levels(shortcut[0], inside, format) if shortcut else []
         self.weight = torch.from_numpy(weight).permute(0, 3, 1, 2).contiguous(**format)
         self.bias = torch.from_numpy(bias)
         for tensor in (self.weight, self.bias, *self.shortcut, *(self.x if self.layer.channels > 3 else ())):
@@ -108,9 +118,11 @@ class LayerJob:
         layer = self.layer
         with torch.set_grad_enabled(self.backward):
             self.y = [functional.conv2d(x, self.weight, self.bias, layer.stride, layer.size // 2) for x in self.x]
-            if self.shortcut:
-                self.y = [shortcut + y for shortcut, y in zip(self.shortcut, self.y, strict=True)]
-            if layer.end:
+            for i, shortcut in enumerate(self.shortcut):
+                if layer.end == "above":
+                    shortcut = functional.interpolate(shortcut, size=self.y[i].shape[-2:], mode="nearest")
+                self.y[i] = shortcut + self.y[i]
+            if layer.end in ("relu", "join"):
                 self.y = [functional.relu(y, inplace=True) for y in self.y]
         if self.backward:
             torch.autograd.backward(self.y, self.gy)
@@ -129,6 +141,54 @@ class LayerJob:
         return found
 
 
+class PartJob:
+    """What an r50 has beside convolutions: forward, or forward and backward, or the update."""
+
+    def __init__(self, index: int, network: dict, weights: str, layout: str) -> None:
+        part, self.network, self.found = PARTS[index], NetworkJob(network, weights, layout), {}
+        self.run, self.step = getattr(self, part.what), self.network.network.step
+        self.inputs = [torch.from_numpy(array) for array in part_arrays(part, self.network.network.images)]
+        if part.what == "pool":
+            self.inputs = [x.permute(0, 3, 1, 2).contiguous(memory_format=LAYOUTS[layout]) for x in self.inputs]
+        for tensor in self.inputs:
+            tensor.requires_grad_(self.step)
+        if part.what == "update":
+            for parameter in self.network.model.parameters():
+                parameter.data.fill_(1)
+                parameter.grad = torch.full_like(parameter, 1e-3) if parameter.requires_grad else None
+
+    def pool(self) -> None:
+        """The maximum of every window."""
+        (x,) = self.inputs
+        y = functional.max_pool2d(x, 3, 2, 1)
+        self.found = {"y": y.detach().permute(0, 2, 3, 1).numpy()}
+        if self.step:
+            y.backward(torch.ones_like(y))
+            self.found["gx"], x.grad = x.grad.permute(0, 2, 3, 1).numpy(), None
+
+    def losses(self) -> None:
+        """Everything between the network's outputs and their gradients."""
+        network = self.network
+        both = losses(*self.inputs, network.anchors, network.boxes, network.labels, False)
+        sum(both).backward()
+        self.found = {"losses": np.asarray([loss.item() for loss in both])}
+        for name, tensor in zip(("logits", "deltas"), self.inputs, strict=True):
+            self.found[name], tensor.grad = tensor.grad.numpy(), None
+
+    def update(self) -> None:
+        """A step of the optimizer, of all parameters."""
+        self.network.optimizer.step()
+
+    def results(self) -> dict[str, np.ndarray]:
+        """What minidet's side calls by the same names, in its layout."""
+        self.run()
+        return self.found or {
+            name: (p.detach().permute(0, 2, 3, 1) if p.ndim == 4 else p.detach()).numpy()
+            for name, p in self.network.model.named_parameters()
+            if p.requires_grad
+        }
+
+
 def _levels(flat, sides, format) -> list[torch.Tensor]:
     N, _, C = flat.shape
     parts = np.split(flat, np.cumsum([side**2 for side in sides])[:-1], axis=1)
@@ -142,4 +202,4 @@ def _joined(levels) -> np.ndarray:
 
 if __name__ == "__main__":
     torch.set_num_threads(THREADS)
-    serve({"network": NetworkJob, "layer": LayerJob})
+    serve({"network": NetworkJob, "layer": LayerJob, "part": PartJob})

@@ -2,7 +2,8 @@
 
 It reads a JSON command per line from standard input and answers each with a line.  What it can measure is a
 table of factories: name -> function(**arguments) -> job; a job is an object with `run()`, once per call to be
-timed, and `results()`, the arrays to compare.  Other methods of a job can be called as well.
+timed, and `results()`, the arrays to compare.  Other methods of a job can be called as well.  It keeps every job, by a
+name that comes with the command, until another is built under that name.
 """
 
 from __future__ import annotations
@@ -28,12 +29,13 @@ def serve(factories: Mapping[str, Callable]) -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever libraries print is no answer
     imported = memory_mib("VmRSS")
-    job = None
+    jobs = {}
     for line in sys.stdin:
         command = json.loads(line)
-        do, answer = command.pop("do"), {}
+        do, name, answer = command.pop("do"), command.pop("job"), {}
+        job = jobs.get(name)
         if do == "build":
-            job = factories[command.pop("what")](**command)
+            jobs[name] = factories[command.pop("what")](**command)
         elif do == "run":
             calls, cpu, clock = command["calls"], time.process_time(), time.perf_counter()
             for _ in range(calls):
