@@ -152,7 +152,7 @@ def part_arrays(part: Part, images: int) -> list[np.ndarray]:
 
 
 def layer_arrays(layer: Layer, images: int) -> list[np.ndarray]:
-    """x (N, S, C), weight (F, k, k, C), bias (F,), dL/dy (N, S', F) and, if there is one, the shortcut (N, S', F) or the
+    """x (N, S, C), weight (F, k, k, C), bias (F,), dL/dy (N, S', F) and, if any, the shortcut (N, S', F) or the
     map above (N, S' / 4, F); levels one after the other."""
     rng = np.random.default_rng(0)
     inside = sum(side**2 for side in layer.maps)
