@@ -68,10 +68,10 @@ class Emitter:
         # An ordered comparison is false for NaN, so NaN is kept.
         return self.builder.select(self.builder.fcmp_ordered("<", value, low), low, value)
 
-    def variable(self, value=None):
-        """A vector that LLVM will keep in a register, zero unless told otherwise."""
+    def variable(self):
+        """A vector that LLVM will keep in a register, zero at first."""
         slot = cgutils.alloca_once(self.builder, self.vector)
-        self.builder.store(ir.Constant(self.vector, None) if value is None else value, slot)
+        self.builder.store(ir.Constant(self.vector, None), slot)
         return slot
 
     def load(self, pointer, v: int):

@@ -190,9 +190,9 @@ def product_rows(vectors, a, first_a, pitch_a, b, first_b, depth, ahead, c, firs
 
 @intrinsic(prefer_literal=True)
 def accumulate_tile(
-    typing, a, first_a, pitch_a, run_a, b, first_b, pitch_b, run_b, count, runs, c, first_c, pitch, rows, vectors
+    typing, a, first_a, pitch_a, run_a, b, first_b, pitch_b, run_b, count, runs, c, first_c, pitch, begun, rows, vectors
 ):
-    """Add outer products, `runs` times `count` of them, to a tile.
+    """Add outer products, `runs` times `count` of them, to a tile, or, unless that is `begun`, to zeros.
 
     c[first_c + m*pitch + j] += sum_{r < runs, p < count} a[first_a + r*run_a + p*pitch_a + m] *
         b[first_b + r*run_b + p*pitch_b + j]
@@ -200,17 +200,19 @@ def accumulate_tile(
     for m < rows and j < vectors * LANES.  Meanwhile the cache fetches the sums of the next `rows` rows.
     """
     signature = types.void(
-        a, INDEX, INDEX, INDEX, b, INDEX, INDEX, INDEX, INDEX, INDEX, c, INDEX, INDEX, rows, vectors
+        a, INDEX, INDEX, INDEX, b, INDEX, INDEX, INDEX, INDEX, INDEX, c, INDEX, INDEX, types.boolean, rows, vectors
     )
     rows, vectors = literal(rows), literal(vectors)
 
     def generate(context, builder, signature, args):
         emit = Emitter(context, builder, signature, args)
-        _, first_a, pitch_a, run_a, _, first_b, pitch_b, run_b, count, runs, _, first_c, pitch, _, _ = args
-        targets = [
-            emit.pointer(10, builder.add(first_c, builder.mul(pitch, emit.index(m)))) for m in range(rows)
-        ]
-        sums = [[emit.variable(emit.load(row, v)) for v in range(vectors)] for row in targets]
+        _, first_a, pitch_a, run_a, _, first_b, pitch_b, run_b, count, runs, _, first_c, pitch, begun, _, _ = args
+        targets = [emit.pointer(10, builder.add(first_c, builder.mul(pitch, emit.index(m)))) for m in range(rows)]
+        sums = Sums(emit, rows, vectors)
+        with builder.if_then(begun):
+            for m, target in enumerate(targets):
+                for v in range(vectors):
+                    sums.begin(m, v, emit.load(target, v))
         # The sums of the next rows, which come next: by then they shall be in cache.
         beyond = builder.mul(pitch, emit.index(rows))
         for row in targets:
@@ -223,12 +225,12 @@ def accumulate_tile(
             def multiply(p):
                 column = builder.gep(left, [builder.mul(p, pitch_a)])
                 here = builder.gep(right, [builder.mul(p, pitch_b)])
-                emit.multiply_add([builder.gep(column, [emit.index(m)]) for m in range(rows)], here, sums)
+                sums.add([builder.gep(column, [emit.index(m)]) for m in range(rows)], here)
 
             emit.repeat(count, multiply)
-        for row, target in zip(sums, targets, strict=True):
+        for row, target in zip(sums.totals(), targets, strict=True):
             for v, total in enumerate(row):
-                emit.store(builder.load(total), target, v)
+                emit.store(total, target, v)
         return context.get_dummy_value()
 
     return signature, generate
@@ -236,17 +238,19 @@ def accumulate_tile(
 
 @njit(forceinline=True)
 def accumulate_rows(
-    vectors, a, first_a, pitch_a, run_a, b, first_b, pitch_b, run_b, count, runs, c, first_c, pitch
+    vectors, a, first_a, pitch_a, run_a, b, first_b, pitch_b, run_b, count, runs, c, first_c, pitch, begun
 ):  # fmt: skip
     """`accumulate_tile` of FILTERS rows and so many vectors, 1 or PAIR; with pitch_b 0, b is a panel of just those."""
     if vectors == PAIR:
         step = PAIR * LANES if pitch_b == 0 else pitch_b
         accumulate_tile(
-            a, first_a, pitch_a, run_a, b, first_b, step, run_b, count, runs, c, first_c, pitch, FILTERS, PAIR
+            a, first_a, pitch_a, run_a, b, first_b, step, run_b, count, runs, c, first_c, pitch, begun, FILTERS, PAIR
         )
     else:
         step = LANES if pitch_b == 0 else pitch_b
-        accumulate_tile(a, first_a, pitch_a, run_a, b, first_b, step, run_b, count, runs, c, first_c, pitch, FILTERS, 1)
+        accumulate_tile(
+            a, first_a, pitch_a, run_a, b, first_b, step, run_b, count, runs, c, first_c, pitch, begun, FILTERS, 1
+        )
 
 
 @intrinsic(prefer_literal=True)

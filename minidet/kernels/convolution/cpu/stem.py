@@ -165,13 +165,13 @@ def _rows_unit(
                     for f in range(0, F, FILTERS):
                         accumulate_tile(
                             gy, a + f, F, Q * F, maps, place, right * C, down * wide, Q, count,
-                            sums, target + f * columns, columns, FILTERS, 3,
+                            sums, target + f * columns, columns, True, FILTERS, 3,
                         )  # fmt: skip
                     break
                 for f in range(0, F, FILTERS):
                     accumulate_rows(
                         min(PAIR, vectors - v), gy, a + f, F, Q * F, maps, place, right * C, down * wide, Q, count,
-                        sums, target + f * columns, columns,
+                        sums, target + f * columns, columns, True,
                     )  # fmt: skip
                 v += PAIR
         row += count

@@ -41,17 +41,17 @@ def outer_products(x, gy, plan: Plan, *, depth: int):
     F, taps = gy.shape[2], len(plan.order)
     rows = -(-F // FILTERS) * FILTERS
     columns = taps * padded(depth)
-    threads = get_num_threads()
-    shares, ranges = (threads, 1) if rows * columns <= FEW_WEIGHTS else (1, threads)
+    threads, tiles = get_num_threads(), N // plan.images * len(plan.tiles)
+    shares, ranges = (min(threads, tiles), 1) if rows * columns <= FEW_WEIGHTS else (1, threads)
     gweight = aligned(F, taps, depth)
     whole = shares * rows * columns == gweight.size  # then they are summed up where they belong
-    loops = ((_unit, 0, shares * ranges),) if whole else ((_unit, 0, shares * ranges), (_fold_part, 0, threads))
+    units = shares * ranges
+    loops = ((_unit, 0, units),) if whole else ((_unit, 0, units), (_fold_part, 0, units))
     sums = gweight.reshape(-1) if whole else scratch("sums", shares * rows * columns)
-    tiles = N // plan.images * len(plan.tiles)
     share = -(-tiles // shares)
     block = -(-share // -(-share // BLOCK))  # all of one length: a short one moves as many sums as a long one
-    left = scratch("left", threads * rows * block * ROWS)
-    right = scratch("right", threads * GROUP * LANES * block * ROWS)
+    left = scratch("left", units * rows * block * ROWS)
+    right = scratch("right", units * GROUP * LANES * block * ROWS)
     in_turn(
         loops, shares, ranges, tiles, x.reshape(-1), C, depth, gy.reshape(-1), F,
         plan.tiles, plan.sources, plan.targets, plan.read, plan.written, sums, rows, columns, left, right, block,
@@ -76,8 +76,6 @@ def _unit(
     low, high = part * pairs // ranges * PAIR, min(vectors, (part + 1) * pairs // ranges * PAIR)
     left, right = left[unit * rows * block * ROWS :], right[unit * GROUP * LANES * block * ROWS :]
     zeros = np.zeros(LANES, dtype=np.float32)
-    for row in range(rows):
-        sums[place + row * columns + low * LANES : place + row * columns + high * LANES] = 0
     for first in range(begin, end, block):
         last = min(first + block, end)
         pixels = (last - first) * ROWS
@@ -89,7 +87,7 @@ def _unit(
                 for row in range(0, rows, FILTERS):
                     accumulate_rows(
                         min(PAIR, stop - v), left, row * pixels, FILTERS, 0, right, (v - start) * LANES * pixels, 0, 0,
-                        pixels, 1, sums, place + row * columns + v * LANES, columns,
+                        pixels, 1, sums, place + row * columns + v * LANES, columns, first > begin,
                     )  # fmt: skip
 
 

@@ -38,7 +38,7 @@ from minidet.kernels.parallel import in_turn, parallel
 CACHE = 80 << 10
 """float32 numbers of transformed inputs and products that a block of tiles may have: a core's second-level cache."""
 
-LEAST_BLOCK, MOST_BLOCK = 2 * ROWS, 8 * ROWS
+LEAST_BLOCK, MOST_BLOCK = 2 * ROWS, 4 * ROWS
 """Tiles of a block, as that cache allows."""
 
 SPAN = 64

@@ -95,7 +95,7 @@ def _sum_share(share, shares, tiles, chunk, C, F, side, x, gy, zeros, patches, t
         for run in range(first, last):
             _gather(run, share * chunk + run - first, tiles, C, F, side, x, gy, zeros, patches, targets, left, right)
         for q in range(points(side)):
-            _multiply(q, share, share * chunk, last - first, first == begin, C, F, side, left, right, sums)
+            _multiply(q, share, share * chunk, last - first, first > begin, C, F, side, left, right, sums)
 
 
 @parallel
@@ -109,7 +109,7 @@ def _multiply_point(unit, shares, tiles, chunk, C, F, side, x, gy, zeros, patche
     """A point, of all runs of one chunk."""
     part, q = unit // points(side), unit % points(side)
     runs = min(chunk, (tiles + RUN - 1) // RUN - part * chunk)
-    _multiply(q, 0, 0, runs, part == 0, C, F, side, left, right, sums)
+    _multiply(q, 0, 0, runs, part > 0, C, F, side, left, right, sums)
 
 
 @njit
@@ -146,14 +146,12 @@ def _gather_gradient(side, gy, F, zeros, targets, tile, left, to, apart):
 
 
 @njit
-def _multiply(q, share, slot, runs, begins, C, F, side, left, right, sums):
-    """sums[q] += left[q]' right[q]: (filters, channels), of some runs."""
+def _multiply(q, share, slot, runs, begun, C, F, side, left, right, sums):
+    """Add left[q]' right[q] of some runs to sums[q], (filters, channels), or, unless those are `begun`, to zeros."""
     channels, filters = (C + LANES - 1) // LANES * LANES, (F + LANES - 1) // LANES * LANES
     point_a, point_b = filters * RUN + GAP, channels * RUN + GAP
     start = (share * points(side) + q) * (filters * channels + GAP)
     run_a, run_b = points(side) * point_a, points(side) * point_b
-    if begins:
-        sums[start : start + filters * channels] = 0
     for begin in range(slot, slot + runs, RUNS):
         count = min(RUNS, slot + runs - begin)
         for column in range(0, channels, PANEL):
@@ -161,7 +159,10 @@ def _multiply(q, share, slot, runs, begins, C, F, side, left, right, sums):
             for f in range(0, filters, FILTERS):
                 a = begin * run_a + q * point_a + f // LANES * LANES * RUN + f % LANES
                 c = start + f * channels + column
-                accumulate_rows(vectors, left, a, LANES, run_a, right, b, 0, run_b, RUN, count, sums, c, channels)
+                accumulate_rows(
+                    vectors, left, a, LANES, run_a, right, b, 0, run_b, RUN, count, sums, c, channels,
+                    begun or begin > slot,
+                )  # fmt: skip
 
 
 @parallel
