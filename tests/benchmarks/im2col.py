@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from tests.benchmarks.problem import LAYERS, layer_arrays
-from tests.benchmarks.worker import serve
+from tests.benchmarks.worker import Each, serve
 
 
 def im2col(x, k: int, stride: int, P: int, Q: int):
@@ -60,5 +60,10 @@ def _maps(flat, sides) -> list[np.ndarray]:
     return [np.ascontiguousarray(m.transpose(0, 3, 1, 2)) for m in maps]
 
 
+def layers(network: dict) -> Each:
+    """All convolutions of the r50."""
+    return Each([LayerJob(index, network["images"], network["step"]) for index in range(len(LAYERS))])
+
+
 if __name__ == "__main__":
-    serve({"layer": LayerJob})
+    serve({"layers": layers})

@@ -16,7 +16,7 @@ from minidet.data.loader import Batch
 from minidet.detection.criterion import MOVING_START
 from minidet.kernels import Kernel
 from minidet.models.resnet import RESNET50
-from minidet.ops import conv2d, conv2d_levels, max_pool2d, upsample_nearest
+from minidet.ops import conv2d, conv2d_levels, max_pool2d, reshape, upsample_nearest
 from minidet.optim import SGD, AdamW
 from minidet.training.step import batch_gradient
 from tests.benchmarks.peak import peak_gflops
@@ -31,7 +31,7 @@ from tests.benchmarks.problem import (
     layer_arrays,
     part_arrays,
 )
-from tests.benchmarks.worker import serve
+from tests.benchmarks.worker import Each, serve
 
 
 def build(preset: str) -> md.RetinaNet:
@@ -196,6 +196,14 @@ class PartJob:
             y.backward(np.ones(y.shape, np.float32))
             self.found["gx"], x.grad = x.grad, None
 
+    def join(self) -> None:
+        """Logits and deltas of all levels, a row per anchor: they lie like that already."""
+        outputs = [reshape(x, (len(x.data), -1, numbers)) for x, numbers in zip(self.inputs, (80, 4), strict=True)]
+        self.found = {f"y{n}": y.data for n, y in enumerate(outputs)}
+        for n, (x, y) in enumerate(zip(self.inputs, outputs, strict=True) if self.step else ()):
+            y.backward(y.data)
+            self.found[f"g{n}"], x.grad = x.grad.reshape(y.shape), None
+
     def losses(self) -> None:
         """Everything between the network's outputs and their gradients."""
         model, outputs = self.network.model, tuple(self.inputs)
@@ -229,5 +237,13 @@ class PeakJob:
         return {"gflops": peak_gflops()}
 
 
+def layers(network: dict, weights: str) -> Each:
+    """All layers of the r50, and what else it has."""
+    images, step = network["images"], network["step"]
+    convolutions = [LayerJob(index, images, step) for index in range(len(LAYERS))]
+    parts = [PartJob(index, network, weights) for index, part in enumerate(PARTS) if step or not part.step]
+    return Each([*convolutions, *parts])
+
+
 if __name__ == "__main__":
-    serve({"network": NetworkJob, "layer": LayerJob, "part": PartJob, "peak": PeakJob})
+    serve({"network": NetworkJob, "layers": layers, "peak": PeakJob})

@@ -132,23 +132,27 @@ class Part:
     what: str
     step: bool
     """Whether only a training step has it."""
+    count: int = 1
 
 
 PARTS = [
     Part("3x3 s2 max pool 64 @256", "pool", False),
+    Part("outputs of all levels, joined", "join", False),
     Part("matching, losses", "losses", True),
     Part("optimizer", "update", True),
 ]
 
 
 def part_arrays(part: Part, images: int) -> list[np.ndarray]:
-    """What the max pool reads (N, 256, 256, 64); or logits (N, R, 80) and deltas (N, R, 4) of an untrained network."""
+    """What the max pool reads (N, 256, 256, 64); outputs of all levels (N, S, 720), (N, S, 36); or the same as logits
+    (N, R, 80) and deltas (N, R, 4), of an untrained network."""
     rng = np.random.default_rng(0)
-    if not part.step:
+    if part.what == "pool":
         return [rng.normal(size=(images, 256, 256, 64)).astype(np.float32)]
-    anchors = 9 * sum(side**2 for side in PYRAMID)
-    logits = rng.normal(-4.6, 0.5, (images, anchors, CLASSES["r50"])).astype(np.float32)
-    return [logits, rng.normal(0, 0.1, (images, anchors, 4)).astype(np.float32)]
+    pixels = sum(side**2 for side in PYRAMID)
+    rows, anchors = (pixels, 9) if part.what == "join" else (9 * pixels, 1)
+    logits = rng.normal(-4.6, 0.5, (images, rows, anchors * CLASSES["r50"])).astype(np.float32)
+    return [logits, rng.normal(0, 0.1, (images, rows, 4 * anchors)).astype(np.float32)]
 
 
 def layer_arrays(layer: Layer, images: int) -> list[np.ndarray]:

@@ -14,6 +14,7 @@ from tests.benchmarks.problem import (
     LAYERS,
     LEARNING_RATE,
     PARTS,
+    PYRAMID,
     WEIGHT_DECAY,
     Network,
     batch,
@@ -22,7 +23,7 @@ from tests.benchmarks.problem import (
 )
 from tests.benchmarks.torch_retinanet import RetinaNet, load, losses
 from tests.benchmarks.turns import THREADS
-from tests.benchmarks.worker import serve
+from tests.benchmarks.worker import Each, serve
 
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
 
@@ -148,8 +149,11 @@ class PartJob:
         part, self.network, self.found = PARTS[index], NetworkJob(network, weights, layout), {}
         self.run, self.step = getattr(self, part.what), self.network.network.step
         self.inputs = [torch.from_numpy(array) for array in part_arrays(part, self.network.network.images)]
+        format = {"memory_format": LAYOUTS[layout]}
         if part.what == "pool":
-            self.inputs = [x.permute(0, 3, 1, 2).contiguous(memory_format=LAYOUTS[layout]) for x in self.inputs]
+            self.inputs = [x.permute(0, 3, 1, 2).contiguous(**format) for x in self.inputs]
+        if part.what == "join":
+            self.inputs = [level for x in self.inputs for level in _levels(x.numpy(), PYRAMID, format)]
         for tensor in self.inputs:
             tensor.requires_grad_(self.step)
         if part.what == "update":
@@ -165,6 +169,19 @@ class PartJob:
         if self.step:
             y.backward(torch.ones_like(y))
             self.found["gx"], x.grad = x.grad.permute(0, 2, 3, 1).numpy(), None
+
+    def join(self) -> None:
+        """Logits and deltas of all levels, a row per anchor."""
+        self.found, half = {}, len(PYRAMID)
+        for n, (levels, numbers) in enumerate(((self.inputs[:half], 80), (self.inputs[half:], 4))):
+            rows = [x.permute(0, 2, 3, 1).reshape(len(x), -1, numbers) for x in levels]
+            y = torch.cat(rows, dim=1)
+            self.found[f"y{n}"] = y.detach().numpy()
+            if self.step:
+                y.backward(y.detach())
+                self.found[f"g{n}"] = [x.grad for x in levels]
+                for x in levels:
+                    x.grad = None
 
     def losses(self) -> None:
         """Everything between the network's outputs and their gradients."""
@@ -182,6 +199,8 @@ class PartJob:
     def results(self) -> dict[str, np.ndarray]:
         """What minidet's side calls by the same names, in its layout."""
         self.run()
+        for n in (0, 1) if "g0" in self.found else ():
+            self.found[f"g{n}"] = _joined(self.found[f"g{n}"]).reshape(self.found[f"y{n}"].shape)
         return self.found or {
             name: (p.detach().permute(0, 2, 3, 1) if p.ndim == 4 else p.detach()).numpy()
             for name, p in self.network.model.named_parameters()
@@ -200,6 +219,14 @@ def _joined(levels) -> np.ndarray:
     return np.concatenate([y.detach().permute(0, 2, 3, 1).flatten(1, 2).numpy() for y in levels], axis=1)
 
 
+def layers(network: dict, weights: str, layout: str) -> Each:
+    """All layers of the r50, and what else it has."""
+    images, step = network["images"], network["step"]
+    convolutions = [LayerJob(index, images, step, layout) for index in range(len(LAYERS))]
+    parts = [PartJob(index, network, weights, layout) for index, part in enumerate(PARTS) if step or not part.step]
+    return Each([*convolutions, *parts])
+
+
 if __name__ == "__main__":
     torch.set_num_threads(THREADS)
-    serve({"network": NetworkJob, "layer": LayerJob, "part": PartJob})
+    serve({"network": NetworkJob, "layers": layers})

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import time
-from copy import copy
 from pathlib import Path
 from statistics import median
 
@@ -28,7 +27,7 @@ PAUSE = 0.05
 
 
 class Worker:
-    """One side: a process that answers commands (see worker.py), about one of its jobs."""
+    """One side: a process that answers commands (see worker.py)."""
 
     def __init__(self, module: str, name: str) -> None:
         threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), str(THREADS))
@@ -37,19 +36,13 @@ class Worker:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | threads,
             cwd=Path(__file__).parents[2],
         )  # fmt: skip
-        self.name, self.job, self.calls = name, "", 1
+        self.name, self.calls = name, 1
         self.windows: list[tuple[float, float]] = []
         """(part of the machine that others had, milliseconds per call) of each window."""
 
-    def another(self, job: str) -> Worker:
-        """The same process, with one more job, which is measured by itself."""
-        other = copy(self)
-        other.job, other.calls, other.windows = job, 1, []
-        return other
-
     def ask(self, do: str, **arguments) -> dict:
         """What the process answers to a command."""
-        self.process.stdin.write(json.dumps({"do": do, "job": self.job, **arguments}) + "\n")
+        self.process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
         self.process.stdin.flush()
         line = self.process.stdout.readline()
         if not line:

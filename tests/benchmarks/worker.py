@@ -2,8 +2,7 @@
 
 It reads a JSON command per line from standard input and answers each with a line.  What it can measure is a
 table of factories: name -> function(**arguments) -> job; a job is an object with `run()`, once per call to be
-timed, and `results()`, the arrays to compare.  Other methods of a job can be called as well.  It keeps every job, by a
-name that comes with the command, until another is built under that name.
+timed, and `results()`, the arrays to compare.  Other methods of a job can be called as well.
 """
 
 from __future__ import annotations
@@ -24,18 +23,41 @@ def memory_mib(field: str) -> float:
     return int(status.split(f"{field}:")[1].split()[0]) / 1024
 
 
+class Each:
+    """Several jobs as one: each once, and timed by itself."""
+
+    def __init__(self, jobs: list) -> None:
+        self.jobs = jobs
+
+    def run(self) -> None:
+        """All of them, one after the other."""
+        self.ms = []
+        for job in self.jobs:
+            clock = time.perf_counter()
+            job.run()
+            self.ms.append(1e3 * (time.perf_counter() - clock))
+
+    def last(self) -> dict:
+        """Milliseconds of each in the last run."""
+        return {"ms": self.ms}
+
+    def results_of(self, index: int, file: str) -> dict:
+        """The arrays of one of them, to compare."""
+        np.savez(file, **self.jobs[index].results())
+        return {}
+
+
 def serve(factories: Mapping[str, Callable]) -> None:
     """Obey until standard input ends."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever libraries print is no answer
     imported = memory_mib("VmRSS")
-    jobs = {}
+    job = None
     for line in sys.stdin:
         command = json.loads(line)
-        do, name, answer = command.pop("do"), command.pop("job"), {}
-        job = jobs.get(name)
+        do, answer = command.pop("do"), {}
         if do == "build":
-            jobs[name] = factories[command.pop("what")](**command)
+            job = factories[command.pop("what")](**command)
         elif do == "run":
             calls, cpu, clock = command["calls"], time.process_time(), time.perf_counter()
             for _ in range(calls):
