@@ -242,3 +242,21 @@ def test_other_vector_widths(lanes, which):
     environment = {**os.environ, "MINIDET_LANES": str(lanes)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:]
+
+
+def test_a_stem_reads_nothing_of_what_memory_held_before(monkeypatch):
+    """A whole vector is read behind the last row, also where fewer rows are padded than there is room for."""
+    stem = pytest.importorskip("minidet.kernels.convolution.cpu.stem")
+    geometry = Geometry(((3, 40),), (1, 3), (1, 1), (0, 0))
+    x, gy, sums = np.ones((1, 120, 1), np.float32), np.ones((1, 3 * 38, 8), np.float32), []
+    monkeypatch.setattr(stem, "aligned", lambda *shape: sums.append(np.empty(shape, np.float32)) or sums[-1])
+    threads = numba.get_num_threads()
+    try:
+        numba.set_num_threads(1)  # which then runs here, and gets what this thread gave back
+        for _ in range(20):
+            held = [np.full(size, np.nan, np.float32) for size in range(100, 700, 8)]
+            del held
+            stem.row_gradients(x, gy, geometry)
+    finally:
+        numba.set_num_threads(threads)
+    assert np.isfinite(sums).all()

@@ -148,13 +148,13 @@ def _rows_unit(
     row, end = unit * rows // units, (unit + 1) * rows // units
     columns, most, wide = taps * vectors * LANES, max(1, BLOCK // Q), (W + 2 * left) * C
     high = dilation * (taps - 1) + 1
-    # Behind the last pixel a whole vector may be read.
     maps = local(((most - 1) * down + high) * wide + vectors * LANES)
-    maps[len(maps) - vectors * LANES :] = 0
     while row < end:
         n, p = row // P, row % P
         count = min(most, P - p, end - row)
-        _pad(x, (n * image_x + level_x) * C, H, W * C, p * down - top, (count - 1) * down + high, left * C, maps)
+        read = (count - 1) * down + high
+        _pad(x, (n * image_x + level_x) * C, H, W * C, p * down - top, read, left * C, maps)
+        maps[read * wide : read * wide + vectors * LANES] = 0  # behind the last pixel a whole vector may be read
         a = (n * image_gy + level_gy + p * Q) * F
         for tap in range(taps):
             v = 0
