@@ -39,6 +39,10 @@ class LayerJob:
         self.x, self.gy = _maps(x, layer.maps), _maps(gy, self.layer.outputs)
         self.weight = np.ascontiguousarray(weight.transpose(0, 3, 1, 2))
 
+    def inputs(self) -> list[np.ndarray]:
+        """What the layer before has made."""
+        return self.x
+
     def run(self) -> None:
         """Once, level by level."""
         for x, gy, side in zip(self.x, self.gy, self.layer.outputs, strict=True):

@@ -3,9 +3,9 @@
 A convolution's rectifier, and a residual block's sum, belong to it: here as in the network they are its epilogue, for
 torch operations of their own.  What is no convolution follows: pooling, the joined outputs, losses, the optimizer.
 
-A window is all of them once, in the network's order, each timed by itself: as in the network, a layer finds neither its
-arrays nor its weights in cache, and gets memory that other layers had.  What the machine can do changes by the minute,
-so the network itself is measured between the windows, and the mean of the layers is compared with that.
+A window is all of them once, in the network's order, each timed by itself: as in the network, a layer finds its inputs
+in cache, where they fit, but not its weights, and gets memory that other layers had.  What the machine can do changes
+by the minute, so the network itself is measured between the windows, and the mean of the layers is compared with that.
 """
 
 from __future__ import annotations

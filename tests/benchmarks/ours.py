@@ -143,6 +143,10 @@ class LayerJob:
             side //= 2 if self.layer.end == "above" else 1
             self.shortcut = md.Tensor(shortcut[0].reshape(images, side, side, -1), requires_grad=backward)
 
+    def inputs(self) -> list[np.ndarray]:
+        """What the layer before has made."""
+        return [self.x.data]
+
     def run(self) -> None:
         """Once; backward belongs to training, where the weights have just changed."""
         layer = self.layer
@@ -181,15 +185,19 @@ class PartJob:
         part, self.network, self.found = PARTS[index], NetworkJob(network, weights), {}
         self.run, self.step = getattr(self, part.what), self.network.network.step
         arrays = part_arrays(part, self.network.network.images)
-        self.inputs = [md.Tensor(array, requires_grad=self.step) for array in arrays]
+        self.tensors = [md.Tensor(array, requires_grad=self.step) for array in arrays]
         if part.what == "update":
             for parameter in self.network.optimizer.parameters.values():
                 parameter.data = np.ones(parameter.shape, np.float32)
                 parameter.grad = np.full(parameter.shape, 1e-3, np.float32)
 
+    def inputs(self) -> list[np.ndarray]:
+        """What the layer before has made."""
+        return [tensor.data for tensor in self.tensors]
+
     def pool(self) -> None:
         """The maximum of every window."""
-        (x,) = self.inputs
+        (x,) = self.tensors
         y = max_pool2d(x, 3, stride=2, padding=1)
         self.found = {"y": y.data}
         if self.step:
@@ -198,15 +206,15 @@ class PartJob:
 
     def join(self) -> None:
         """Logits and deltas of all levels, a row per anchor: they lie like that already."""
-        outputs = [reshape(x, (len(x.data), -1, numbers)) for x, numbers in zip(self.inputs, (80, 4), strict=True)]
+        outputs = [reshape(x, (len(x.data), -1, numbers)) for x, numbers in zip(self.tensors, (80, 4), strict=True)]
         self.found = {f"y{n}": y.data for n, y in enumerate(outputs)}
-        for n, (x, y) in enumerate(zip(self.inputs, outputs, strict=True) if self.step else ()):
+        for n, (x, y) in enumerate(zip(self.tensors, outputs, strict=True) if self.step else ()):
             y.backward(y.data)
             self.found[f"g{n}"], x.grad = x.grad.reshape(y.shape), None
 
     def losses(self) -> None:
         """Everything between the network's outputs and their gradients."""
-        model, outputs = self.network.model, tuple(self.inputs)
+        model, outputs = self.network.model, tuple(self.tensors)
 
         class Known:
             """A network whose outputs are known."""

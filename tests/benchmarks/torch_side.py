@@ -114,6 +114,10 @@ class LayerJob:
         for tensor in (self.weight, self.bias, *self.shortcut, *(self.x if self.layer.channels > 3 else ())):
             tensor.requires_grad_(backward)
 
+    def inputs(self) -> list[torch.Tensor]:
+        """What the layer before has made."""
+        return [x.detach() for x in self.x]
+
     def run(self) -> None:
         """Once."""
         layer = self.layer
@@ -148,22 +152,26 @@ class PartJob:
     def __init__(self, index: int, network: dict, weights: str, layout: str) -> None:
         part, self.network, self.found = PARTS[index], NetworkJob(network, weights, layout), {}
         self.run, self.step = getattr(self, part.what), self.network.network.step
-        self.inputs = [torch.from_numpy(array) for array in part_arrays(part, self.network.network.images)]
+        self.tensors = [torch.from_numpy(array) for array in part_arrays(part, self.network.network.images)]
         format = {"memory_format": LAYOUTS[layout]}
         if part.what == "pool":
-            self.inputs = [x.permute(0, 3, 1, 2).contiguous(**format) for x in self.inputs]
+            self.tensors = [x.permute(0, 3, 1, 2).contiguous(**format) for x in self.tensors]
         if part.what == "join":
-            self.inputs = [level for x in self.inputs for level in _levels(x.numpy(), PYRAMID, format)]
-        for tensor in self.inputs:
+            self.tensors = [level for x in self.tensors for level in _levels(x.numpy(), PYRAMID, format)]
+        for tensor in self.tensors:
             tensor.requires_grad_(self.step)
         if part.what == "update":
             for parameter in self.network.model.parameters():
                 parameter.data.fill_(1)
                 parameter.grad = torch.full_like(parameter, 1e-3) if parameter.requires_grad else None
 
+    def inputs(self) -> list[torch.Tensor]:
+        """What the layer before has made."""
+        return [tensor.detach() for tensor in self.tensors]
+
     def pool(self) -> None:
         """The maximum of every window."""
-        (x,) = self.inputs
+        (x,) = self.tensors
         y = functional.max_pool2d(x, 3, 2, 1)
         self.found = {"y": y.detach().permute(0, 2, 3, 1).numpy()}
         if self.step:
@@ -173,7 +181,7 @@ class PartJob:
     def join(self) -> None:
         """Logits and deltas of all levels, a row per anchor."""
         self.found, half = {}, len(PYRAMID)
-        for n, (levels, numbers) in enumerate(((self.inputs[:half], 80), (self.inputs[half:], 4))):
+        for n, (levels, numbers) in enumerate(((self.tensors[:half], 80), (self.tensors[half:], 4))):
             rows = [x.permute(0, 2, 3, 1).reshape(len(x), -1, numbers) for x in levels]
             y = torch.cat(rows, dim=1)
             self.found[f"y{n}"] = y.detach().numpy()
@@ -186,10 +194,10 @@ class PartJob:
     def losses(self) -> None:
         """Everything between the network's outputs and their gradients."""
         network = self.network
-        both = losses(*self.inputs, network.anchors, network.boxes, network.labels, False)
+        both = losses(*self.tensors, network.anchors, network.boxes, network.labels, False)
         sum(both).backward()
         self.found = {"losses": np.asarray([loss.item() for loss in both])}
-        for name, tensor in zip(("logits", "deltas"), self.inputs, strict=True):
+        for name, tensor in zip(("logits", "deltas"), self.tensors, strict=True):
             self.found[name], tensor.grad = tensor.grad.numpy(), None
 
     def update(self) -> None:

@@ -24,7 +24,7 @@ def memory_mib(field: str) -> float:
 
 
 class Each:
-    """Several jobs as one: each once, and timed by itself."""
+    """Several jobs as one: each once, and timed by itself, after its inputs were read, as if just written."""
 
     def __init__(self, jobs: list) -> None:
         self.jobs = jobs
@@ -33,6 +33,8 @@ class Each:
         """All of them, one after the other."""
         self.ms = []
         for job in self.jobs:
+            for array in job.inputs():
+                array.sum()
             clock = time.perf_counter()
             job.run()
             self.ms.append(1e3 * (time.perf_counter() - clock))
