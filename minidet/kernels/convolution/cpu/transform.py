@@ -143,13 +143,13 @@ def transform_pixels(typing, x, pitch, zeros, pixels, first, begin, end, target,
             pair, odd = (f(k, emit.index(PAIR)) for f in (builder.udiv, builder.urem))
             return builder.add(to, builder.add(builder.mul(pair, panel), builder.mul(odd, vector)))
 
-        def write(k, load):
+        def write(k, load, ahead=False):
             offset = builder.mul(k, emit.index(LANES))
             vectors = [_Vector(emit, load(builder.gep(source, [offset]), offset)) for source in sources]
             square = [vectors[reads * i : reads * (i + 1)] for i in range(reads)]
             # The points lie far apart, which no machine foresees: where the next ones go shall be in cache by then.
             soon = emit.pointer(7, place_of(builder.add(k, emit.index(1))))
-            for _ in range(makes * makes):
+            for _ in range(makes * makes if ahead else 0):
                 emit.prefetch(soon, write=True)
                 soon = builder.gep(soon, [apart])
             _store_square(emit, both_ways(transform, square), 7, place_of(k), apart, None)
@@ -159,7 +159,7 @@ def transform_pixels(typing, x, pitch, zeros, pixels, first, begin, end, target,
         whole = builder.sdiv(there, emit.index(LANES))
         whole = builder.select(builder.icmp_signed("<", whole, many), whole, many)
         with cgutils.for_range(builder, whole) as k:
-            write(k.index, lambda place, offset: emit.load(place, 0))
+            write(k.index, lambda place, offset: emit.load(place, 0), ahead=True)
         with cgutils.for_range(builder, builder.sub(many, whole)) as k:
             write(builder.add(whole, k.index), lambda place, offset: emit.load_some(place, builder.sub(there, offset)))
         return context.get_dummy_value()
