@@ -147,11 +147,11 @@ def transform_pixels(typing, x, pitch, zeros, pixels, first, begin, end, target,
             offset = builder.mul(k, emit.index(LANES))
             vectors = [_Vector(emit, load(builder.gep(source, [offset]), offset)) for source in sources]
             square = [vectors[reads * i : reads * (i + 1)] for i in range(reads)]
-            # The points lie far apart, which no machine foresees: where the next ones go shall be in cache by then.
-            soon = emit.pointer(7, place_of(builder.add(k, emit.index(1))))
-            for _ in range(makes * makes if ahead else 0):
-                emit.prefetch(soon, write=True)
-                soon = builder.gep(soon, [apart])
+            if ahead:  # the points lie far apart, which no machine foresees: where the next ones go shall be in cache
+                soon = emit.pointer(7, place_of(builder.add(k, emit.index(1))))
+                for _ in range(makes * makes):
+                    emit.prefetch(soon, write=True)
+                    soon = builder.gep(soon, [apart])
             _store_square(emit, both_ways(transform, square), 7, place_of(k), apart, None)
 
         there, wanted = builder.sub(pitch, begin), builder.sub(end, begin)
