@@ -75,3 +75,34 @@ def test_loops_use_the_widest_vectors_unless_told_otherwise(avx512, told, want, 
     monkeypatch.setattr(numba.config, "CPU_FEATURES", told)
     compiler.widen_vectors(llvm.FeatureMap({"fma": True, "avx512f": avx512}))
     assert numba.config.CPU_FEATURES == want
+
+
+def test_two_processes_that_compile_at_once_do_not_mix_up_their_code(tmp_path):
+    """Before the first writes anything, the second writes all of its own."""
+
+    class Interrupted(compiler.KeptCode):
+        def _open_for_write(self, path):
+            if self is first and not others:
+                others.append(compiler.KeptCode(str(tmp_path), "f", "source"))
+                others[0].save("ints", "for ints")
+            return super()._open_for_write(path)
+
+    others, first = [], Interrupted(str(tmp_path), "f", "source")
+    first.save("floats", "for floats")
+    kept = compiler.KeptCode(str(tmp_path), "f", "source")
+    assert [kept.load(key) for key in ("ints", "floats", "none")] == ["for ints", "for floats", None]
+    assert compiler.KeptCode(str(tmp_path), "f", "another source").load("ints") is None
+
+
+def add_one(number):
+    return number + 1
+
+
+@pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="nothing is compiled")
+def test_a_compiled_function_is_kept_for_the_next_process(tmp_path, monkeypatch):
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    assert (compiler.compiled(add_one)(1), compiler.compiled(error_model="numpy")(add_one)(1.5)) == (2, 2.5)
+    assert len(list(tmp_path.rglob("*.nbc"))) == 2
+    again = compiler.compiled(add_one)
+    assert again(1) == 2
+    assert sum(again.stats.cache_hits.values()) == 1

@@ -6,9 +6,9 @@ A call of NumPy's generator takes as long as a hundred numbers take here, and Nu
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from minidet.kernels import compiler  # noqa: F401  says where compiled code is kept
+from minidet.kernels.compiler import compiled
 
 WHOLE, HALF = 2**64 - 1, 2**32 - 1
 ONE = np.uint64(1)
@@ -28,7 +28,7 @@ def seeded(*numbers: int) -> np.ndarray:
     return state
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def words(state: np.ndarray, count: int) -> np.ndarray:
     """Random bits, 64 to a word: `random_raw(count)`."""
     drawn = np.empty(count, np.uint64)
@@ -39,27 +39,27 @@ def words(state: np.ndarray, count: int) -> np.ndarray:
     return drawn
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _word(state):
     word, a, b, c, counter = _step(int(state[0]), int(state[1]), int(state[2]), int(state[3]))
     state[0], state[1], state[2], state[3] = a, b, c, counter
     return word
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _step(a, b, c, counter):
     word = (a + b + counter) & WHOLE
     a, b, c = b ^ b >> 11, c + (c << 3) & WHOLE, ((c << 24 | c >> 40) + word) & WHOLE
     return word, a, b, c, int(counter + ONE)
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def uniform(state: np.ndarray, low: float, high: float) -> float:
     """A number from low to below high: `uniform(low, high)`."""
     return low + (high - low) * ((int(_word(state)) >> 11) * 2.0**-53)
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def integer(state: np.ndarray, limits: tuple[int, int]) -> int:
     """A whole number from low to below high, which is between 2 and 2**31 more: `integers(low, high)`.
 

@@ -11,10 +11,10 @@ from math import ceil, cos, pi, sin, sqrt
 from statistics import NormalDist
 
 import numpy as np
-from numba import njit
 from PIL import Image
 
 from minidet.data.chance import integer, uniform, words
+from minidet.kernels.compiler import compiled
 
 CLASSES = ("circle", "square", "triangle", "star", "ring", "cross", "ell", "half")
 CIRCLE, SQUARE, TRIANGLE, STAR, RING, CROSS, ELL, HALF = range(8)
@@ -31,7 +31,7 @@ COLOUR_GAP = 60
 """How far, in levels of 255, an object's colour stays from the mean of what lies under it."""
 
 
-@njit(cache=True)
+@compiled
 def inside(label: int, u: float, v: float) -> bool:
     """Whether the point (u, v), in radii from the centre and turned with the object, belongs to it."""
     if label == CIRCLE:
@@ -56,7 +56,7 @@ def inside(label: int, u: float, v: float) -> bool:
     return u * u + v * v < 1.1 and v > 0  # HALF
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def outline(label: int, radius_x: float, radius_y: float, turn: float) -> np.ndarray:
     """The pixels of one object, turned, then stretched to its two radii, cropped to its bounding box.
 
@@ -80,7 +80,7 @@ def outline(label: int, radius_x: float, radius_y: float, turn: float) -> np.nda
     return mask[top:bottom, left:right]
 
 
-@njit(cache=True, nogil=True, inline="always")
+@compiled(nogil=True, inline="always")
 def background(planes: np.ndarray, enlargements: np.ndarray, state: np.ndarray) -> None:
     """Fill with a smooth random colour field, and stripes across four in ten.
 
@@ -124,7 +124,7 @@ def background(planes: np.ndarray, enlargements: np.ndarray, state: np.ndarray) 
             _blend(planes[channel, row], enlarge[first : first + 4, row], wide[channel, first:], straight, turned, wave)
 
 
-@njit(cache=True, nogil=True, inline="always")
+@compiled(nogil=True, inline="always")
 def _blend(row, share, wide, straight, turned, wave):
     """A row of the background: four rows of cells, each with its share, and the wave."""
     first, second, third, fourth = share[0], share[1], share[2], share[3]
@@ -148,7 +148,7 @@ def enlargements(size: int) -> np.ndarray:
     return matrices
 
 
-@njit(cache=True, nogil=True, inline="always")
+@compiled(nogil=True, inline="always")
 def paint(planes: np.ndarray, box: np.ndarray, mask: np.ndarray, state: np.ndarray, quantiles: np.ndarray) -> None:
     """Fill a box where `mask` holds, row after row, with a colour that differs from what is there.
 
@@ -187,7 +187,7 @@ def paint(planes: np.ndarray, box: np.ndarray, mask: np.ndarray, state: np.ndarr
                     planes[channel, y + row, x + column] = colours[chosen + channel] + grain
 
 
-@njit(cache=True, nogil=True, inline="always")
+@compiled(nogil=True, inline="always")
 def add_noise(planes: np.ndarray, image: np.ndarray, state: np.ndarray, quantiles: np.ndarray) -> None:
     """Finish the uint8 image: sensor noise of a random strength, then the limits 0 and 255.
 

@@ -11,11 +11,11 @@ from math import pi
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 
 from minidet.data import drawing
 from minidet.data.chance import integer, seeded, uniform
 from minidet.data.sample import Sample
+from minidet.kernels.compiler import compiled
 from minidet.kernels.parallel import parallel
 
 SPLITS = ("train", "val", "test")
@@ -171,7 +171,7 @@ def _draw(n, variant, states, quantiles, enlargements, images, boxes, labels, co
     drawing.add_noise(planes, image, state, quantiles)
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _layout(variant, size, state, boxes, labels, masks):
     """What lies where, and how many objects there are: boxes (most, 4), labels (most,), masks (most, size * size)."""
     count, wanted, (fewest, most) = 0, 0, variant.objects
@@ -183,7 +183,7 @@ def _layout(variant, size, state, boxes, labels, masks):
     return count
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _place(box, others, size, variant, state, mask):
     """Label of an object, its box and the pixels within, row after row; of `others` it hides none.
 
@@ -212,14 +212,14 @@ def _place(box, others, size, variant, state, mask):
     return -1
 
 
-@njit(cache=True)
+@compiled
 def _log_uniform(limits, chance):
     """A number such that halving and doubling are equally likely."""
     low, high = limits
     return low * (high / low) ** chance
 
 
-@njit(cache=True)
+@compiled
 def _too_close(box, others):
     """Whether a box and one of others overlap more than MAX_IOU, or one lies in the other by more than
     MAX_CONTAINED."""

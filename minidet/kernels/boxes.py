@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from minidet import backend
 from minidet.kernels import cuda
+from minidet.kernels.compiler import compiled, inner
 from minidet.kernels.kernel import Kernel
 
 _LANES = 128  # anchors that the fast version handles side by side
@@ -127,7 +127,7 @@ def _claimed_anchors_cuda(anchors, gt, gt_best):
 _ZERO = np.float32(0)  # with an integer 0 Numba would compute in float64
 
 
-@njit(forceinline=True, error_model="numpy")
+@inner(forceinline=True, error_model="numpy")
 def iou_of(x1, y1, x2, y2, area, u1, v1, u2, v2, other_area):
     """IoU of two boxes given by corners and area, rounded exactly as `pairwise_iou` rounds it."""
     intersection = max(min(x2, u2) - max(x1, u1), _ZERO) * max(min(y2, v2) - max(y1, v1), _ZERO)
@@ -139,7 +139,7 @@ def iou_of(x1, y1, x2, y2, area, u1, v1, u2, v2, other_area):
 # instructions.  A maximum over all of them would not, for its order is fixed: hence one for each lane.
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled(nogil=True, error_model="numpy")
 def _best_matches(anchors, gt, ends, best_iou, best_gt, gt_best):
     for n in range(len(best_iou)):
         for g in range(ends[n], ends[n + 1]):
@@ -156,7 +156,7 @@ def _best_matches(anchors, gt, ends, best_iou, best_gt, gt_best):
                     most[r] = iou if iou > most[r] else most[r]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled(nogil=True, error_model="numpy")
 def _claimed_anchors(anchors, gt, ends, gt_best, claimed):
     for n in range(len(claimed)):
         for g in range(ends[n], ends[n + 1]):

@@ -1,4 +1,4 @@
-"""How the machine is set up before the first kernel runs: compiled code, vectors, waiting threads, freed memory.
+"""How functions are compiled and kept, and how the machine is set up before the first kernel runs.
 
 `minidet.kernels` imports this file first; it changes nothing that the user has set.
 """
@@ -16,11 +16,15 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import llvmlite.binding as llvm
 import numba
+from numba import njit
 from numba.core import event
+from numba.core.caching import IndexDataCacheFile
+from numba.core.dispatcher import Dispatcher
 
 SPINS = 1_000_000
 """Turns an idle thread of Numba's OpenMP pool spins before it sleeps.  A training step forks and joins hundreds of
@@ -119,6 +123,48 @@ def keep_freed_memory() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     trim_threshold, mmap_threshold = -1, -3  # glibc's numbers for the two, with the largest values it takes
     return mallopt is not None and mallopt(trim_threshold, 2**31 - 1) == mallopt(mmap_threshold, 1 << 25) == 1
+
+
+class KeptCode(IndexDataCacheFile):
+    """Compiled functions on disk, each in a file that is named after what it was compiled from and for.
+
+    Numba's own numbers the files, in an index that every process reads, changes and writes.  Two processes that
+    compile a function at the same time, for different types, may give both the same number; from then on the
+    arguments of one go to the code for the other.
+    """
+
+    def save(self, key, data) -> None:
+        """In one step, whatever other processes do."""
+        self._save_data(self._file(key), data)
+
+    def load(self, key):
+        """What was saved under this key, by whichever process; None if nothing was."""
+        try:
+            return self._load_data(self._file(key))
+        except FileNotFoundError:
+            return None
+
+    def _file(self, key) -> str:
+        text = repr((self._version, self._source_stamp, key))
+        return self._data_name(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big"))
+
+
+def inner(function: Callable | None = None, **options):
+    """Decorate a function that compiled ones call; options are those of `numba.njit`.
+
+    It is compiled without what C would call it by: nobody does.
+    """
+    return njit(function, no_cfunc_wrapper=True, **options)
+
+
+def compiled(function: Callable | None = None, **options):
+    """`inner`, and what was compiled is kept on disk."""
+    if function is None:
+        return lambda function: compiled(function, **options)
+    result = inner(function, cache=True, **options)
+    if isinstance(result, Dispatcher):  # not where the environment forbids to compile
+        result._cache._cache_file.__class__ = KeptCode
+    return result
 
 
 class NoCollection(event.Listener):

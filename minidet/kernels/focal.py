@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from minidet import backend
 from minidet.kernels import cuda
+from minidet.kernels.compiler import inner
 from minidet.kernels.kernel import Kernel
 from minidet.kernels.parallel import parallel
 
@@ -139,7 +139,7 @@ def _focal_block(both, all_logits, all_labels, rows, weights, sums, gradients):
     sums[n, block] = total
 
 
-@njit(error_model="numpy", fastmath={"contract", "reassoc", "nsz"})
+@inner(error_model="numpy", fastmath={"contract", "reassoc", "nsz"})
 def _background(x, weight, gamma, g):
     total = _f32(0)
     if gamma == _f32(2):
@@ -156,7 +156,7 @@ def _background(x, weight, gamma, g):
     return total
 
 
-@njit(forceinline=True, error_model="numpy", fastmath={"contract", "nsz"})
+@inner(forceinline=True, error_model="numpy", fastmath={"contract", "nsz"})
 def _focal_term(z, weight, gamma):
     """alpha_t * FL and its derivative by z, as in `focal_terms`."""
     cross_entropy, p, q = _focal_parts(z)
@@ -165,7 +165,7 @@ def _focal_term(z, weight, gamma):
     return weight * cross_entropy, -weight * (gamma * p * cross_entropy + q)
 
 
-@njit(forceinline=True, error_model="numpy", fastmath={"contract", "nsz"})
+@inner(forceinline=True, error_model="numpy", fastmath={"contract", "nsz"})
 def _focal_parts(z):
     """CE, p_t and q of `focal_terms`."""
     size = abs(z)
@@ -181,7 +181,7 @@ def _focal_parts(z):
 # operations than Horner's, where each waits for the one before, but several run at the same time.
 
 
-@njit(forceinline=True, error_model="numpy", fastmath={"contract", "nsz"})
+@inner(forceinline=True, error_model="numpy", fastmath={"contract", "nsz"})
 def _exp_of_negative(x):
     """e^x for x <= 0, and about 1e-38 instead of less; relative error below 2e-7.
 
@@ -199,7 +199,7 @@ def _exp_of_negative(x):
     return y * _i32((k + _i32(127)) << _i32(23)).view(np.float32)
 
 
-@njit(forceinline=True, error_model="numpy", fastmath={"contract", "nsz"})
+@inner(forceinline=True, error_model="numpy", fastmath={"contract", "nsz"})
 def _log1p(x):
     """log(1 + x) for 0 <= x <= 1; relative error below 2.5e-7.
 

@@ -7,9 +7,9 @@ from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
-from numba import njit
 
 from minidet import backend
+from minidet.kernels.compiler import compiled
 from minidet.kernels.kernel import Kernel
 from minidet.kernels.parallel import parallel
 
@@ -124,7 +124,7 @@ def alike(first, *others) -> bool:
     return all(a.dtype == first.dtype for a in others)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def _to_affine(weight, bias, mean, variance, eps, affine):
     for c in range(len(weight)):
         affine[0, c] = weight[c] / np.sqrt(variance[c] + eps)
@@ -156,7 +156,7 @@ _SPAN = 256  # numbers, if a pixel has not more; of a small map fewer, or fillin
 _RUN = 64  # spans that are added up in the type of x, their sums then in float64
 
 
-@njit(cache=True)
+@compiled
 def _repeat(rows, C, span):
     """Of every row the first C numbers again and again."""
     for k in range(len(rows)):
@@ -166,7 +166,7 @@ def _repeat(rows, C, span):
                 part[c] = rows[k, c]
 
 
-@njit(cache=True)
+@compiled
 def _fold(rows, span, totals):
     """Move every channel's sums along the rows to its totals."""
     C = totals.shape[1]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from minidet import backend
 from minidet.kernels import cuda
+from minidet.kernels.compiler import compiled
 from minidet.kernels.kernel import Kernel
 
 
@@ -55,7 +55,7 @@ def _resample_cuda(image, levels, height: int, width: int):
     return y
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _resample(image, levels, height, width):
     H, C, W = image.shape
     out = np.empty((height, width, C), levels.dtype)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from minidet import backend
 from minidet.kernels.boxes import iou_of, pairwise_iou
+from minidet.kernels.compiler import compiled
 from minidet.kernels.kernel import Kernel
 from minidet.kernels.parallel import parallel
 
@@ -85,7 +85,7 @@ def _batched_nms_numba(boxes, scores, labels, iou_threshold: float):
     return order[alive]
 
 
-@njit(cache=True)
+@compiled
 def _by_class(order, labels, next_of_class, rivals):
     """Where in `order` the boxes of class 0 are, then those of class 1, ..., each class best first."""
     for place in range(len(order)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
@@ -19,6 +20,7 @@ from minidet.evaluation import Evaluation
 from minidet.kernels.trust import first_run
 from minidet.models import RetinaNet
 from minidet.optim import Optimizer, clip_grad_norm, gradient_norm
+from minidet.training.ahead import compiling_ahead
 from minidet.training.average import WeightAverage
 from minidet.training.blame import NonFiniteError, first_non_finite
 from minidet.training.checkpoint import BEST, LAST, CheckpointError, read_checkpoint, write_checkpoint
@@ -136,6 +138,7 @@ def train(
     with (
         Interrupt(quiet=not leads) as interrupt,
         Monitor(folder, config.images, state.position, quiet=quiet, xp=model.xp) as monitor,
+        ExitStack() as first_step,
     ):
 
         def stop() -> bool:
@@ -149,11 +152,14 @@ def train(
             monitor.say(f"{communicator.size} processes share every batch; threads in each: {numba.get_num_threads()}")
         if first_run() and backend.name_of(model.xp) == "numpy":
             monitor.say("first run on this machine: compiling the kernels takes about half a minute, once")
+            if communicator.size == 1 < numba.get_num_threads() and config.precision == "float32":
+                first_step.enter_context(compiling_ahead(model.config))
         if validating and _due(config.validations, config.images, state.validated, state.position):
             judge()  # the training was stopped before it could
         for batch in loader:
             before = state.position
             state, record = _step(model, batch, optimizer, config, state, communicator)
+            first_step.close()
             average.update(model, before, batch.whole)
             monitor.record(record)
             stopping = stop()

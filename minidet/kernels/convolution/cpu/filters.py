@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from minidet.kernels.compiler import inner
 from minidet.kernels.convolution.cpu.lanes import GAP, LANES, WIDTH
 from minidet.kernels.convolution.cpu.microkernel import copy_run, transpose_square
 from minidet.kernels.convolution.cpu.panels import padded, vectors_of
@@ -56,7 +57,7 @@ def transform_run(unit, weight, outputs, C, turned, panels, side):
             copy_run(panels, target + k, block, q * apart + k, LANES)
 
 
-@njit
+@inner
 def _transpose(weight, F, C, f, tap, c, target, to):
     """target[to + i*LANES + j] = weight[f + j, tap, c + i], or zero where there is no such filter or channel."""
     if f + LANES <= F and c + LANES <= C:
@@ -68,7 +69,7 @@ def _transpose(weight, F, C, f, tap, c, target, to):
                 target[to + i * LANES + j] = weight[((f + j) * TAPS * TAPS + tap) * C + c + i] if inside else 0
 
 
-@njit
+@inner
 def _transform(weight, start, pitch, channels, target, to, apart, side):
     if side == 4:
         transform_vectors(weight, start, pitch, channels, target, to, apart, LANES, WEIGHT_4)

@@ -1,21 +1,21 @@
 """The register tile: the few lines of machine code in which a convolution spends its time.
 
-Numba's own loops keep their sums in memory and stop at a quarter of what the machine can do.  These
-functions write LLVM's intermediate language instead, with one explicit vector variable per register: LLVM
-keeps a ROWS x VECTORS tile of sums in registers while one broadcast input at a time meets one row of
-weights, which is as fast as the machine multiplies.
+Numba's own loops keep their sums in memory and stop at a quarter of what the machine can do.  These functions write
+LLVM's intermediate language instead, with one explicit vector variable per register: LLVM keeps a ROWS x VECTORS tile
+of sums in registers while one broadcast input at a time meets a row of weights, as fast as the machine multiplies.
 
-Every function here takes flat arrays and offsets in elements.  The numbers of rows and vectors
-are literals: each combination is a function of its own, unrolled.
+Every function here takes flat arrays and offsets in elements.  The numbers of rows and vectors are literals: each
+combination is a function of its own, unrolled.
 """
 
 from __future__ import annotations
 
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from minidet.kernels.compiler import inner
 from minidet.kernels.convolution.cpu.emitter import INDEX, Emitter, Sums, literal
 from minidet.kernels.convolution.cpu.lanes import FILTERS, GROUP, LANES, LINE, PAIR, ROWS, UNROLLED, VECTORS
 
@@ -112,7 +112,7 @@ def multiply_tile(
     return signature, generate
 
 
-@njit(forceinline=True)
+@inner(forceinline=True)
 def multiply_rows(
     vectors, x, pitch, zeros, sources, source, shift, taps, depth, panels, panel, ahead,
     y, shortcut, y_pitch, targets, target, y_shift, column, valid, epilogue, floor, begun, more,
@@ -175,7 +175,7 @@ def product_tile(typing, a, first_a, pitch_a, b, first_b, depth, ahead, c, first
     return signature, generate
 
 
-@njit(forceinline=True)
+@inner(forceinline=True)
 def product_rows(vectors, a, first_a, pitch_a, b, first_b, depth, ahead, c, first_c, pitch_c):
     """`product_tile` of ROWS rows and so many vectors, 1 to VECTORS."""
     if VECTORS > 3 and vectors == 4:
@@ -236,7 +236,7 @@ def accumulate_tile(
     return signature, generate
 
 
-@njit(forceinline=True)
+@inner(forceinline=True)
 def accumulate_rows(
     vectors, a, first_a, pitch_a, run_a, b, first_b, pitch_b, run_b, count, runs, c, first_c, pitch, begun
 ):  # fmt: skip

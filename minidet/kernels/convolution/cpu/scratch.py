@@ -8,8 +8,8 @@ import threading
 from functools import lru_cache
 
 import numpy as np
-from numba import njit
 
+from minidet.kernels.compiler import inner
 from minidet.kernels.convolution.cpu.lanes import LINE
 
 _kept = threading.local()
@@ -46,7 +46,7 @@ def row_of_zeros(numbers: int):
     return np.zeros(numbers, dtype=np.float32)
 
 
-@njit
+@inner
 def local(size):
     """`aligned` inside of compiled code, for a unit of a parallel loop: mostly the same memory again for its thread."""
     memory = np.empty(size + LINE // 4, dtype=np.float32)

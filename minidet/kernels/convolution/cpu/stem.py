@@ -10,8 +10,9 @@ from __future__ import annotations
 from functools import lru_cache
 
 import numpy as np
-from numba import get_num_threads, njit
+from numba import get_num_threads
 
+from minidet.kernels.compiler import inner
 from minidet.kernels.convolution.cpu.direct import NOTHING, epilogue_of
 from minidet.kernels.convolution.cpu.lanes import FILTERS, LANES, PAIR, ROWS, WIDTH
 from minidet.kernels.convolution.cpu.microkernel import accumulate_rows, accumulate_tile, multiply_rows
@@ -97,7 +98,7 @@ def _band(
                 )  # fmt: skip
 
 
-@njit
+@inner
 def _pad(x, begin, H, length, top, rows, left, maps):
     """Rows of a map from `top` on, each between zeros, and zeros above and below it; lengths count numbers."""
     wide = length + 2 * left

@@ -8,8 +8,9 @@ register tile then adds up the products of a whole block before it touches memor
 from __future__ import annotations
 
 import numpy as np
-from numba import get_num_threads, njit
+from numba import get_num_threads
 
+from minidet.kernels.compiler import inner
 from minidet.kernels.convolution.cpu.lanes import FILTERS, LANES, PAIR, ROWS
 from minidet.kernels.convolution.cpu.microkernel import accumulate_rows, copy_run
 from minidet.kernels.convolution.cpu.panels import padded
@@ -107,7 +108,7 @@ def _fold_part(
                 total[c] = more[c] if share == 0 else total[c] + more[c]
 
 
-@njit
+@inner
 def _lay_out_filters(first, last, gy, F, targets, written, left, pixels):
     """dL/dy in panels of (pixels, FILTERS filters); missing filters and repeated pixels are zeros."""
     for i in range(last - first):
@@ -125,7 +126,7 @@ def _lay_out_filters(first, last, gy, F, targets, written, left, pixels):
                         left[place + j] = gy[source + f + j] if not repeated and f + j < F else 0
 
 
-@njit
+@inner
 def _lay_out_columns(first, last, begin, end, x, pitch, depth, table, sources, read, right, pixels, zeros):
     """Vectors begin to end of every pixel, LANES channels of one tap each, in panels of (pixels, PAIR vectors)."""
     each, total = (depth + LANES - 1) // LANES, end - begin

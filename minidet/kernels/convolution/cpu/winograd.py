@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
-from numba import get_num_threads, njit
+from numba import get_num_threads
 
+from minidet.kernels.compiler import inner
 from minidet.kernels.convolution.cpu.direct import NOTHING, epilogue_of
 from minidet.kernels.convolution.cpu.filters import room_for, runs_of, transform_run
 from minidet.kernels.convolution.cpu.lanes import LANES, LINE, PAIR, ROWS, UNROLLED, WIDTH
@@ -205,7 +206,7 @@ def _block(
             )  # fmt: skip
 
 
-@njit
+@inner
 def gather(side, x, C, zeros, patches, tile, begin, end, target, to, vector, panel, apart):
     """The transformed inputs of a tile, channels begin to end of them, every point `apart` from the one before."""
     first = tile * points(side)
@@ -215,7 +216,7 @@ def gather(side, x, C, zeros, patches, tile, begin, end, target, to, vector, pan
         transform_pixels(x, C, zeros, patches, first, begin, end, target, to, vector, panel, apart, INPUT_2)
 
 
-@njit
+@inner
 def _scatter(
     side, products, start, apart, y, shortcut, outputs, targets, tile, begin, end, epilogue, floor, nowhere
 ):

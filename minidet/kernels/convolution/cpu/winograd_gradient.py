@@ -7,8 +7,9 @@ core's cache.  Threads share the points, or, of few channels and many tiles, the
 
 from __future__ import annotations
 
-from numba import get_num_threads, njit
+from numba import get_num_threads
 
+from minidet.kernels.compiler import inner
 from minidet.kernels.convolution.cpu.lanes import FILTERS, GAP, LANES, PAIR
 from minidet.kernels.convolution.cpu.microkernel import accumulate_rows
 from minidet.kernels.convolution.cpu.panels import padded
@@ -109,7 +110,7 @@ def _gather_run(run, shares, tiles, chunk, C, F, side, x, gy, zeros, patches, ta
             gather(side, x, C, zeros, patches, tile, whole, channels, right, target, LANES, PANEL * RUN, apart)
 
 
-@njit
+@inner
 def _gather_gradient(side, gy, F, zeros, targets, tile, left, to, apart):
     vector, panel, first = LANES * RUN, PANEL * RUN, tile * side * side
     if side == 4:
