@@ -4,8 +4,9 @@ A convolution's rectifier, and a residual block's sum, belong to it: here as in 
 torch operations of their own.  What is no convolution follows: pooling, the joined outputs, losses, the optimizer.
 
 A window is all of them once, in the network's order, each timed by itself: as in the network, a layer finds its inputs
-in cache, where they fit, but not its weights, and gets memory that other layers had.  What the machine can do changes
-by the minute, so the network itself is measured between the windows, and the mean of the layers is compared with that.
+in the caches of the cores that wrote them, where they fit, but not its weights, and gets memory that other layers had.
+What the machine can do changes by the minute, so the network itself is measured between the windows, and the mean of
+the layers is compared with that.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def _one_direction(images: int, rounds: int, step: bool, peak: float, folder: Pa
             work = layer.flops * images * ((3 if layer.channels > 3 else 2) if step else 1)
             speeds = f"{slow.medians()[index]:8.1f}{1e-6 * work / mine:9.0f}{1e-6 * work / mine / peak:7.2f}"
         print(f"{layer.name:34}{layer.count:2}{mine:10.2f}{theirs:8.2f}{mine / theirs:7.2f}{speeds}{error:9.0e}")
-    _summary((*LAYERS, *parts), times, sides, whole)
+    _summary((*LAYERS, *parts), columns, sides, whole)
     for worker in (*(side.worker for side in sides), *whole):
         worker.close()
     return rows
@@ -114,12 +115,21 @@ def _whole_network(network: Network, folder: Path) -> list[Worker]:
     return []
 
 
-def _summary(layers, times: list[tuple[float, float]], sides: list[_Side], whole: list[Worker]) -> None:
-    """The means over the network, the network itself meanwhile, and the layers that are slow."""
-    weighted = [(layer.count * mine, layer.count * torch) for layer, (mine, torch) in zip(layers, times, strict=True)]
-    for words, some in (("convolutions", weighted[: len(LAYERS)]), ("layers", weighted)):
-        ours, torch = map(sum, zip(*some, strict=True))
-        print(f"all {words} of the network: {ours:.0f} ms, torch {torch:.0f} ms, {ours / torch:.3f}")
+def _summary(layers, columns: list[list[float]], sides: list[_Side], whole: list[Worker]) -> None:
+    """The means over the network, the network itself meanwhile, and the layers that are slow.
+
+    In the table each layer is in the layout that suits torch best there; a network is in one layout.
+    """
+    times = [(mine, min(theirs)) for mine, *theirs in zip(*columns, strict=True)]
+    counts = [layer.count for layer in layers]
+    alike = min(columns[1:], key=lambda column: _total(counts, column))
+    for words, torch, stop in (
+        ("convolutions of the network", [theirs for _, theirs in times], len(LAYERS)),
+        ("layers of the network", [theirs for _, theirs in times], len(layers)),
+        ("layers, torch's in one layout", alike, len(layers)),
+    ):
+        ours, theirs = (_total(counts[:stop], column[:stop]) for column in (columns[0], torch))
+        print(f"all {words}: {ours:.0f} ms, torch {theirs:.0f} ms, {ours / theirs:.3f}")
     if whole:
         mine, theirs = map(milliseconds, whole)
         print(f"the network, meanwhile: {mine:.0f} ms, {whole[1].name} {theirs:.0f} ms, {mine / theirs:.3f}")
@@ -128,3 +138,7 @@ def _summary(layers, times: list[tuple[float, float]], sides: list[_Side], whole
             print(f"    above {WORSE}: {layer.name}, {mine / theirs:.2f}, {layer.count * mine / ours:.1%} of all")
     taken = sum(len(side.windows) for side in sides)
     print(f"{taken - sum(len(side.clean) for side in sides)} of {taken} windows disturbed")
+
+
+def _total(counts: list[int], column: list[float]) -> float:
+    return sum(count * ms for count, ms in zip(counts, column, strict=True))

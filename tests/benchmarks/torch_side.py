@@ -99,6 +99,12 @@ class NetworkJob:
             return {"error": f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"}
 
 
+def write_again(tensors: list[torch.Tensor]) -> None:
+    """The same numbers, every thread its part of them."""
+    for tensor in tensors:
+        tensor.detach().add_(0)
+
+
 class LayerJob:
     """One convolution with its end: forward, or forward and everything backward."""
 
@@ -114,9 +120,9 @@ class LayerJob:
         for tensor in (self.weight, self.bias, *self.shortcut, *(self.x if self.layer.channels > 3 else ())):
             tensor.requires_grad_(backward)
 
-    def inputs(self) -> list[torch.Tensor]:
+    def write_inputs(self) -> None:
         """What the layer before has made."""
-        return [x.detach() for x in self.x]
+        write_again(self.x)
 
     def run(self) -> None:
         """Once."""
@@ -165,9 +171,9 @@ class PartJob:
                 parameter.data.fill_(1)
                 parameter.grad = torch.full_like(parameter, 1e-3) if parameter.requires_grad else None
 
-    def inputs(self) -> list[torch.Tensor]:
+    def write_inputs(self) -> None:
         """What the layer before has made."""
-        return [tensor.detach() for tensor in self.tensors]
+        write_again(self.tensors)
 
     def pool(self) -> None:
         """The maximum of every window."""
