@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 
 import numba
 import pytest
@@ -47,7 +48,22 @@ def test_nothing_is_deleted_while_the_sources_stay(root):
 def test_the_fingerprint_follows_the_vector_width(monkeypatch):
     before = compiler.fingerprint()
     monkeypatch.setenv("MINIDET_LANES", "4")
-    assert compiler.fingerprint() != before
+    assert compiler.fingerprint.__wrapped__() != before
+
+
+@pytest.mark.parametrize("changed", ["kernels/convolution/cpu/lanes.py", "data/drawing.py", "ops/shape.py"])
+def test_the_fingerprint_follows_the_sources_of_compiled_code(changed, monkeypatch):
+    read = Path.read_bytes
+    before = compiler.fingerprint()
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read(path) + path.as_posix().endswith(changed) * b"#")
+    assert (compiler.fingerprint.__wrapped__() != before) == (changed != "ops/shape.py")
+
+
+def test_code_for_other_sources_is_not_taken(tmp_path, monkeypatch):
+    kept = compiler.KeptCode(str(tmp_path), "f", "source")
+    kept.save("ints", "for ints")
+    monkeypatch.setattr(compiler, "fingerprint", lambda: "other")
+    assert kept.load("ints") is None
 
 
 @pytest.mark.skipif(not hasattr(os, "getuid"), reason="folders have no owners here")

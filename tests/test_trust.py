@@ -127,7 +127,9 @@ def test_python_does_not_vouch_for_what_is_compiled(monkeypatch):
     monkeypatch.setattr(numba.config, "DISABLE_JIT", True)
     double, _ = doubling(lambda x: x + x)
     double(np.ones(5))
+    assert not trust.first_run()  # nothing will be compiled
     monkeypatch.setattr(trust, "_trusted", None)  # the next process
+    monkeypatch.setattr(numba.config, "DISABLE_JIT", False)
     assert trust.first_run()
 
 

@@ -10,6 +10,7 @@ import gc
 import hashlib
 import importlib
 import os
+import re
 import shutil
 import stat
 import sys
@@ -17,6 +18,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import llvmlite.binding as llvm
@@ -32,20 +34,27 @@ times with little Python in between, and on a virtual machine a thread that slee
 turns, two threads were hardly faster than one.  No other pool of threads runs in between: float32 convolutions
 leave NumPy's matrix products alone, whose own threads would be kept from the cores by the spinning."""
 
+COMPILES = re.compile(rb"^from minidet\.kernels\.(compiler|parallel) import", re.MULTILINE)
+"""What a file says whose functions are compiled."""
+
 KEPT_DAYS = 30
 """Compiled code of other sources is kept so long after its last use: somebody may go back and forth."""
 
 
+@cache
 def fingerprint() -> str:
     """A hash of what compiled code depends on and Numba does not look at.
 
     Numba sees a change in the file of a function, but not in the files that it imports.  So this covers every
-    file here, Numba's version and the vector width that the environment may force.
+    file here, those elsewhere that compile something, Numba's version and the vector width that the environment may
+    force.
     """
     digest = hashlib.sha256(numba.__version__.encode() + os.environ.get("MINIDET_LANES", "").encode())
-    root = Path(__file__).parent
-    for path in sorted(root.rglob("*.py")):
-        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    package = Path(__file__).parents[1]
+    for path in sorted(package.rglob("*.py")):
+        text = path.read_bytes()
+        if path.is_relative_to(package / "kernels") or COMPILES.search(text):
+            digest.update(path.relative_to(package).as_posix().encode() + b"\0" + text)
     return digest.hexdigest()[:16]
 
 
@@ -130,7 +139,9 @@ class KeptCode(IndexDataCacheFile):
 
     Numba's own numbers the files, in an index that every process reads, changes and writes.  Two processes that
     compile a function at the same time, for different types, may give both the same number; from then on the
-    arguments of one go to the code for the other.
+    arguments of one go to the code for the other.  Nor does it look at more sources than one.
+
+    In a folder of the user's choice (NUMBA_CACHE_DIR) nobody deletes what was compiled from older sources.
     """
 
     def save(self, key, data) -> None:
@@ -138,27 +149,27 @@ class KeptCode(IndexDataCacheFile):
         self._save_data(self._file(key), data)
 
     def load(self, key):
-        """What was saved under this key, by whichever process; None if nothing was."""
+        """What was saved under this key, by whichever process; None if there is nothing that can be read."""
         try:
             return self._load_data(self._file(key))
-        except FileNotFoundError:
+        except OSError:
             return None
 
     def _file(self, key) -> str:
-        text = repr((self._version, self._source_stamp, key))
+        text = repr((fingerprint(), self._source_stamp, key))
         return self._data_name(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big"))
 
 
 def inner(function: Callable | None = None, **options):
-    """Decorate a function that compiled ones call; options are those of `numba.njit`.
+    """Decorate a function that is compiled as a part of others; options are those of `numba.njit`.
 
-    It is compiled without what C would call it by: nobody does.
+    Without the wrapper by which C would call it, which Numba adds to every function: compiling that takes time, too.
     """
     return njit(function, no_cfunc_wrapper=True, **options)
 
 
 def compiled(function: Callable | None = None, **options):
-    """`inner`, and what was compiled is kept on disk."""
+    """Decorate a function that Python calls, or threads: as `inner`, and the compiled code is kept on disk."""
     if function is None:
         return lambda function: compiled(function, **options)
     result = inner(function, cache=True, **options)

@@ -112,25 +112,6 @@ def _starts(maps: Maps) -> np.ndarray:
     return np.array([0, *(place.stop for place in _places(maps))], dtype=np.int64)
 
 
-@norm_to_affine.faster_on("numpy", when=lambda weight, *rest: alike(weight, *rest[:3]))
-def _norm_to_affine_numba(weight, bias, mean, variance, eps: float):
-    affine = np.empty((2, len(weight)), weight.dtype)
-    _to_affine(weight, bias, mean, variance, weight.dtype.type(eps), affine)
-    return affine
-
-
-def alike(first, *others) -> bool:
-    """Whether arrays hold numbers of one type."""
-    return all(a.dtype == first.dtype for a in others)
-
-
-@compiled(error_model="numpy")
-def _to_affine(weight, bias, mean, variance, eps, affine):
-    for c in range(len(weight)):
-        affine[0, c] = weight[c] / np.sqrt(variance[c] + eps)
-        affine[1, c] = bias[c] - mean[c] * affine[0, c]
-
-
 @normalize_groups.faster_on("numpy")
 def _normalize_groups_numba(x, weight, bias, shortcut, groups: int, eps: float, maps: Maps, relu: bool):
     N, y, statistics = len(x), np.empty(x.shape, x.dtype), np.empty((2, len(x), len(maps), groups), x.dtype)

@@ -10,12 +10,17 @@ import numpy as np
 
 from minidet import backend
 from minidet.kernels import cuda
-from minidet.kernels.normalization import Maps, alike, norm_to_affine, normalize_groups, normalize_groups_gradient
+from minidet.kernels.normalization import Maps, norm_to_affine, normalize_groups, normalize_groups_gradient
 from minidet.kernels.precision import sums_in
 
 _THREADS = 1 << 19  # enough for any GPU
 _SHORTEST = 16  # pixels of a run
 _SHARES = 64  # sums that one thread adds up in the end
+
+
+def alike(first, *others) -> bool:
+    """Whether arrays hold numbers of one type."""
+    return all(a.dtype == first.dtype for a in others)
 
 
 @norm_to_affine.faster_on("cupy", when=lambda weight, *rest: alike(weight, *rest[:3]))

@@ -18,7 +18,7 @@ from numba import get_num_threads, types
 from numba.extending import intrinsic
 
 from minidet.kernels.compiler import compiled
-from minidet.kernels.threads import SHARE, hand_over, share
+from minidet.kernels.threads import SHARE_OUT, hand_over, share_out
 
 COMPILE, DONE, FAILED = range(3)
 """What became of loops: nothing yet, for a unit was not compiled for such arguments; all well; a unit raised."""
@@ -79,8 +79,8 @@ def _in_turn(loops):
 
 
 _entries: dict[tuple[Parallel, ...], np.ndarray] = {}
-"""For units whose loops follow each other: for which arguments they were last run, the address of `share`, and those of
-the units."""
+"""For units whose loops follow each other: for which arguments they were last run, the address of `share_out`, and
+those of the units."""
 
 
 def _run(units: tuple[Parallel, ...], ranges: np.ndarray, most: int, args: tuple) -> None:
@@ -94,7 +94,7 @@ def _run(units: tuple[Parallel, ...], ranges: np.ndarray, most: int, args: tuple
     if outcome == COMPILE:
         get_num_threads()  # makes the pool of threads, which compiled code cannot
         kinds = tuple(numba.typeof(arg) for arg in args)
-        addresses = _address(share, SHARE), *(unit.address(kinds) for unit in units)
+        addresses = _address(share_out, SHARE_OUT), *(unit.address(kinds) for unit in units)
         _entries[units] = entry = np.array([_number(kinds), *addresses], np.int64)
         outcome = _launch(entry, ranges, most, *args)
         assert outcome != COMPILE, f"{units[0].__name__}: Numba has two opinions on the types of its arguments"
@@ -115,7 +115,7 @@ def _number(kinds: tuple) -> int:
 
 @compiled
 def _launch(entry, ranges, most, *args):
-    """Once for every kind of arguments, and so as little as can be: the rest is in `share`, compiled once."""
+    """Once for every kind of arguments, and so as little as can be: the rest is in `share_out`, compiled once."""
     if entry[0] != _kinds(args):
         return COMPILE
     if most < 1:

@@ -15,14 +15,20 @@ from minidet.kernels.compiler import compiled
 
 SHORT, INT, POINTER = ir.IntType(32), ir.IntType(64), ir.IntType(8).as_pointer()
 CALL = ir.FunctionType(SHORT, [INT, INT, INT])
-SHARE = types.int64[::1], types.int64[:, ::1], types.int64, types.int64, types.int64
-"""What `share` takes: the entry, the ranges, how many units the longest loop has, and where the function is that calls
-a unit, given its address, its number, and where its other arguments are."""
+"""A function that calls a unit, given its address, its number, and the address of its arguments: whether it raised."""
+
+SHARE_OUT = types.int64[::1], types.int64[:, ::1], types.int64, types.int64, types.int64
+"""What `share_out` takes: the entry, the ranges, how many units the longest loop has, the address of a CALL, and that
+of the arguments."""
 
 
 @intrinsic
 def hand_over(typing, entry, ranges, most, args):
-    """Call `share`."""
+    """Call `share_out`, which knows neither how many arguments a unit has nor of what types.
+
+    So they stay here, packed, in the memory of this call, which ends after all threads have; and a small function,
+    made here, unpacks them and calls a unit in the way of Numba's functions.
+    """
 
     def generate(context, builder, signature, values):
         *same, packed = values
@@ -37,17 +43,17 @@ def hand_over(typing, entry, ranges, most, args):
         inside.ret(inside.zext(status.is_error, SHORT))
         places = builder.ptrtoint(call, INT), builder.ptrtoint(cgutils.alloca_once_value(builder, packed), INT)
         addresses = context.make_array(entry)(context, builder, same[0]).data
-        share = builder.load(builder.gep(addresses, [ir.Constant(INT, 1)]))
-        share = builder.inttoptr(share, context.call_conv.get_function_type(types.int64, SHARE).as_pointer())
-        return context.call_conv.call_function(builder, share, types.int64, SHARE, [*same, *places])[1]
+        entered = builder.load(builder.gep(addresses, [ir.Constant(INT, 1)]))
+        entered = builder.inttoptr(entered, context.call_conv.get_function_type(types.int64, SHARE_OUT).as_pointer())
+        return context.call_conv.call_function(builder, entered, types.int64, SHARE_OUT, [*same, *places])[1]
 
     return types.int64(entry, ranges, most, args), generate
 
 
 @compiled(no_cpython_wrapper=True)
-def share(entry, ranges, most, call, args):
-    """How many units raised, when threads have run all loops."""
-    return _threads(entry, ranges, most, call, args)
+def share_out(entry, ranges, most, caller, where):
+    """Have threads run all loops; how many units raised."""
+    return _threads(entry, ranges, most, caller, where)
 
 
 ADDRESSES, BEGINS, ENDS, LOOPS, THREADS, COUNTERS, RAISED, CALLER, ARGUMENTS = range(9)
@@ -65,11 +71,11 @@ PAUSE = "llvm.x86.sse2.pause" if llvm.get_process_triple().startswith(("x86", "i
 
 
 @intrinsic
-def _threads(typing, entry, ranges, most, call, args):
+def _threads(typing, entry, ranges, most, caller, where):
     """Have threads run the loops whose units are in `entry`, their numbers in `ranges`; how many units raised."""
 
     def generate(context, builder, signature, values):
-        entry, ranges, most, call, packed = values
+        entry, ranges, most, caller, where = values
         entry, ranges = (
             context.make_array(kind)(context, builder, value)
             for kind, value in zip(signature.args, (entry, ranges), strict=False)
@@ -86,7 +92,7 @@ def _threads(typing, entry, ranges, most, call, args):
         with cgutils.for_range(builder, many) as counter:
             builder.store(nothing, _counter(builder, counters, counter.index))
         addresses, ends = builder.gep(entry.data, [ir.Constant(INT, 2)]), builder.gep(ranges.data, [loops])
-        fields = addresses, ranges.data, ends, loops, threads, counters, nothing, call, packed
+        fields = addresses, ranges.data, ends, loops, threads, counters, nothing, caller, where
         for place, value in enumerate(fields):
             builder.store(value, cgutils.gep_inbounds(builder, shared, 0, place))
         worker, data = _worker(builder.module, kind), builder.bitcast(shared, POINTER)
@@ -99,7 +105,7 @@ def _threads(typing, entry, ranges, most, call, args):
                 builder.call(worker, [first, none, none, data])
         return builder.load(cgutils.gep_inbounds(builder, shared, 0, RAISED))
 
-    return types.int64(entry, ranges, most, call, args), generate
+    return types.int64(entry, ranges, most, caller, where), generate
 
 
 def _counter(builder, counters, number):

@@ -54,15 +54,22 @@ _trusted: set[str] | None = None  # read at the first question
 
 def trusted(name: str) -> bool:
     """Whether this version has proved itself on this CPU."""
+    return name in _known()
+
+
+def _known() -> set[str]:
     global _trusted
     if _trusted is None:
         _trusted = _recorded()
-    return name in _trusted
+    return _trusted
 
 
 def first_run() -> bool:
-    """Whether nothing was ever compiled and proved here: then the first calls take their time."""
-    return not (_recorded() if _trusted is None else _trusted)
+    """Whether nothing was ever compiled and proved here, so that the first calls take their time.
+
+    What another process proves from now on, this one still proves for itself.
+    """
+    return not _known() and not numba.config.DISABLE_JIT
 
 
 def prove(name: str, fast: Callable, textbook: Callable, args: tuple):

@@ -159,7 +159,7 @@ def train(
         for batch in loader:
             before = state.position
             state, record = _step(model, batch, optimizer, config, state, communicator)
-            first_step.close()
+            first_step.close()  # after later ones it has nothing to do
             average.update(model, before, batch.whole)
             monitor.record(record)
             stopping = stop()

@@ -4,7 +4,7 @@
 
 Two steps of the small network on the built-in images, with an empty folder for compiled code, as a training does it:
 with a second process that compiles ahead.  Then, in another process, with what these left in the folder, and last with
-an empty one again and nobody to help.  The functions are those that the process itself compiled.
+an empty one again and nobody to help.  CPU time and functions are those of the process itself, not of its helper.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ def measure(connection, helped: bool) -> None:
             first_step.enter_context(compiling_ahead(model.config))
         for batch in images:
             batch_gradient(model, batch, 1, 0.0)
-            first_step.close()
             optimizer.step(1e-3)
             optimizer.clear_gradients()
+            first_step.close()
             clocks.append((perf_counter(), process_time()))
     connection.send((clocks, compilations))
 

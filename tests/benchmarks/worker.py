@@ -26,7 +26,7 @@ def memory_mib(field: str) -> float:
 class Each:
     """Several jobs as one: each once, and timed by itself, after all threads have written its inputs once more.
 
-    So what fits lies in the caches of the cores, as where another layer has just made it.
+    So what fits lies in the caches of the cores, as where another layer has just made it.  For im2col, one thread does.
     """
 
     def __init__(self, jobs: list) -> None:
