@@ -67,15 +67,15 @@ def pointwise_products(x, gy, plan: Tiling):
     few = each_sums <= FEW_SUMS and plan.tiles * (C + F) >= MUCH_TO_SUM * C * F
     runs = -(-plan.tiles // RUN)
     shares = min(runs, get_num_threads()) if few else 1
-    room = LARGE_SCRATCH if each_sums > MANY_SUMS else SCRATCH
-    chunk = min(runs, max(2, shares, room // (each_left + each_right)))
+    room = SCRATCH // (2 * shares) if few else LARGE_SCRATCH if each_sums > MANY_SUMS else SCRATCH
+    chunk = min(-(-runs // shares), max(2, room // (each_left + each_right)))
     sums = scratch("sums", shares * each_sums)
-    left, right = scratch("left", chunk * each_left), scratch("right", chunk * each_right)
+    left, right = scratch("left", shares * chunk * each_left), scratch("right", shares * chunk * each_right)
     gweight = aligned(F, TAPS, TAPS, C)
-    loops = []
-    for begin in range(0, runs, chunk):
-        point = begin // chunk * shares * many
-        loops += [(_gather_run, begin, min(begin + chunk, runs)), (_multiply_point, point, point + shares * many)]
+    loops = [(_sum_share, 0, shares)] if shares > 1 else []
+    for begin in range(0, runs if shares == 1 else 0, chunk):
+        point = begin // chunk * many
+        loops += [(_gather_run, begin, min(begin + chunk, runs)), (_multiply_point, point, point + many)]
     in_turn(
         (*loops, (_fold_filter, 0, F)), shares, plan.tiles, chunk, C, F, plan.side, x.reshape(-1), gy.reshape(-1),
         row_of_zeros(LANES + max(C, F)), plan.patches, plan.targets, left, right, sums, gweight.reshape(-1),
@@ -87,13 +87,40 @@ def pointwise_products(x, gy, plan: Tiling):
 
 
 @parallel
+def _sum_share(share, shares, tiles, chunk, C, F, side, x, gy, zeros, patches, targets, left, right, sums, gweight):
+    """The sums of some of the runs."""
+    runs = (tiles + RUN - 1) // RUN
+    begin, end = share * runs // shares, (share + 1) * runs // shares
+    for first in range(begin, end, chunk):
+        last = min(first + chunk, end)
+        for run in range(first, last):
+            _gather(run, share * chunk + run - first, tiles, C, F, side, x, gy, zeros, patches, targets, left, right)
+        for q in range(points(side)):
+            _multiply(q, share, share * chunk, last - first, first > begin, C, F, side, left, right, sums)
+
+
+@parallel
 def _gather_run(run, shares, tiles, chunk, C, F, side, x, gy, zeros, patches, targets, left, right, sums, gweight):
+    """A run of one chunk."""
+    _gather(run, run % chunk, tiles, C, F, side, x, gy, zeros, patches, targets, left, right)
+
+
+@parallel
+def _multiply_point(unit, shares, tiles, chunk, C, F, side, x, gy, zeros, patches, targets, left, right, sums, gweight):
+    """A point, of all runs of one chunk."""
+    part, q = unit // points(side), unit % points(side)
+    runs = min(chunk, (tiles + RUN - 1) // RUN - part * chunk)
+    _multiply(q, 0, 0, runs, part > 0, C, F, side, left, right, sums)
+
+
+@inner
+def _gather(run, slot, tiles, C, F, side, x, gy, zeros, patches, targets, left, right):
     """Transform tiles into `left`, runs of (points, panels, RUN, LANES filters), and `right`, PANEL channels wide."""
     channels, filters = (C + LANES - 1) // LANES * LANES, (F + LANES - 1) // LANES * LANES
     whole, apart_left, apart = channels // PANEL * PANEL, filters * RUN + GAP, channels * RUN + GAP
     for i in range(RUN):
         tile = run * RUN + i
-        target = run % chunk * points(side) * apart_left + i * LANES
+        target = slot * points(side) * apart_left + i * LANES
         if tile < tiles:
             _gather_gradient(side, gy, F, zeros, targets, tile, left, target, apart_left)
         else:  # products with it shall add nothing
@@ -103,7 +130,7 @@ def _gather_run(run, shares, tiles, chunk, C, F, side, x, gy, zeros, patches, ta
                     left[place : place + LANES] = 0
         # Beyond the last tile: any numbers will do that are not NaN.
         tile = min(tile, tiles - 1)
-        target = run % chunk * points(side) * apart
+        target = slot * points(side) * apart
         gather(side, x, C, zeros, patches, tile, 0, whole, right, target + i * PANEL, LANES, PANEL * RUN, apart)
         if whole < channels:  # the last panel is narrower
             target += whole * RUN + i * (channels - whole)
@@ -119,21 +146,15 @@ def _gather_gradient(side, gy, F, zeros, targets, tile, left, to, apart):
         transform_pixels(gy, F, zeros, targets, first, 0, F, left, to, vector, panel, apart, GRADIENT_2)
 
 
-@parallel
-def _multiply_point(unit, shares, tiles, chunk, C, F, side, x, gy, zeros, patches, targets, left, right, sums, gweight):
-    """Add left[q]' right[q] of a share of a chunk's runs to sums[q], (filters, channels); in the first chunk, to zeros.
-
-    A thread is given the share that it has transformed.
-    """
-    part, share, q = unit // (shares * points(side)), unit // points(side) % shares, unit % points(side)
-    runs = min(chunk, (tiles + RUN - 1) // RUN - part * chunk)
-    slot, stop = share * runs // shares, (share + 1) * runs // shares
+@inner
+def _multiply(q, share, slot, runs, begun, C, F, side, left, right, sums):
+    """Add left[q]' right[q] of some runs to sums[q], (filters, channels), or, unless those are `begun`, to zeros."""
     channels, filters = (C + LANES - 1) // LANES * LANES, (F + LANES - 1) // LANES * LANES
     point_a, point_b = filters * RUN + GAP, channels * RUN + GAP
     start = (share * points(side) + q) * (filters * channels + GAP)
     run_a, run_b = points(side) * point_a, points(side) * point_b
-    for begin in range(slot, stop, RUNS):
-        count = min(RUNS, stop - begin)
+    for begin in range(slot, slot + runs, RUNS):
+        count = min(RUNS, slot + runs - begin)
         for column in range(0, channels, PANEL):
             b, vectors = begin * run_b + q * point_b + column * RUN, min(PAIR, (channels - column) // LANES)
             for f in range(0, filters, FILTERS):
@@ -141,7 +162,7 @@ def _multiply_point(unit, shares, tiles, chunk, C, F, side, x, gy, zeros, patche
                 c = start + f * channels + column
                 accumulate_rows(
                     vectors, left, a, LANES, run_a, right, b, 0, run_b, RUN, count, sums, c, channels,
-                    part > 0 or begin > slot,
+                    begun or begin > slot,
                 )  # fmt: skip
 
 
