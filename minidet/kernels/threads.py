@@ -60,8 +60,8 @@ ADDRESSES, BEGINS, ENDS, LOOPS, THREADS, COUNTERS, RAISED, CALLER, ARGUMENTS = r
 """What all threads share: where the units of every loop are, where loops begin and end, how many loops and threads
 there are, counters, how many units raised, and where the function that calls a unit is, and the arguments.
 
-Every loop has a counter for each thread, of the units of its share that are taken, and one of the units that are done,
-LINE numbers apart: no two in one cache line."""
+Every loop has a counter for each thread, of the units of its share that are taken, one of the units that are done, and
+one of those that raised, LINE numbers apart: no two in one cache line."""
 
 LINE = 8
 PAUSE = "llvm.x86.sse2.pause" if llvm.get_process_triple().startswith(("x86", "i686")) else None
@@ -80,18 +80,18 @@ def _threads(typing, entry, ranges, most, caller, where):
             context.make_array(kind)(context, builder, value)
             for kind, value in zip(signature.args, (entry, ranges), strict=False)
         )
-        nothing, one, numbers = ir.Constant(INT, 0), ir.Constant(INT, 1), INT.as_pointer()
-        loops = builder.sub(entry.nitems, ir.Constant(INT, 2))
+        nothing, one, two, numbers = *(ir.Constant(INT, number) for number in range(3)), INT.as_pointer()
+        loops = builder.sub(entry.nitems, two)
         asked = cgutils.get_or_insert_function(builder.module, ir.FunctionType(SHORT, []), "get_num_threads")
         threads = builder.sext(builder.call(asked, []), INT)
         threads = builder.select(builder.icmp_signed("<", threads, most), threads, most)
         kind = ir.LiteralStructType([numbers, numbers, numbers, INT, INT, numbers, INT, INT, INT])
         shared = cgutils.alloca_once(builder, kind)
-        many = builder.mul(loops, builder.add(threads, one))
+        many = builder.mul(loops, builder.add(threads, two))
         counters = builder.alloca(INT, size=builder.mul(many, ir.Constant(INT, LINE)))
         with cgutils.for_range(builder, many) as counter:
             builder.store(nothing, _counter(builder, counters, counter.index))
-        addresses, ends = builder.gep(entry.data, [ir.Constant(INT, 2)]), builder.gep(ranges.data, [loops])
+        addresses, ends = builder.gep(entry.data, [two]), builder.gep(ranges.data, [loops])
         fields = addresses, ranges.data, ends, loops, threads, counters, nothing, caller, where
         for place, value in enumerate(fields):
             builder.store(value, cgutils.gep_inbounds(builder, shared, 0, place))
@@ -134,13 +134,15 @@ def _worker(module, shared):
     args = builder.load(field(ARGUMENTS))
     here = builder.ptrtoint(builder.load(worker.args[0]), INT)
     ran = cgutils.alloca_once(builder, INT)
+    failed = cgutils.alloca_once_value(builder, ir.Constant(INT, 0))  # units of the loops before
     with cgutils.for_range(builder, loops) as loop:
-        unit = builder.load(builder.gep(addresses, [loop.index]))
-        begin, end = (builder.load(builder.gep(limits, [loop.index])) for limits in (begins, ends))
-        failed = builder.icmp_signed(">", builder.load_atomic(field(RAISED), "acquire", 8), ir.Constant(INT, 0))
-        units = builder.select(failed, ir.Constant(INT, 0), builder.sub(end, begin))
-        mine = builder.mul(loop.index, builder.add(threads, one))
+        unit, begin, end = (builder.load(builder.gep(each, [loop.index])) for each in (addresses, begins, ends))
+        # What raises in this loop does not end it, or threads that come late would take units and not run them.
+        well = builder.icmp_signed("==", builder.load(failed), ir.Constant(INT, 0))
+        units = builder.select(well, builder.sub(end, begin), ir.Constant(INT, 0))
+        mine = builder.mul(loop.index, builder.add(threads, ir.Constant(INT, 2)))
         done = _counter(builder, counters, builder.add(mine, threads))
+        raised = _counter(builder, counters, builder.add(builder.add(mine, threads), one))
         with cgutils.for_range(builder, threads) as turn:
             owner = builder.urem(builder.add(here, turn.index), threads)
             first = builder.udiv(builder.mul(owner, units), threads)
@@ -153,9 +155,10 @@ def _worker(module, shared):
             number = builder.add(first, builder.atomic_rmw("add", taken, one, "monotonic"))
             builder.cbranch(builder.icmp_signed("<", number, stop), run, over)
             builder.position_at_end(run)
-            raised = builder.call(call, [unit, builder.add(begin, number), args])
-            with builder.if_then(builder.trunc(raised, ir.IntType(1)), likely=False):
-                builder.atomic_rmw("add", field(RAISED), one, "release")
+            error = builder.call(call, [unit, builder.add(begin, number), args])
+            with builder.if_then(builder.trunc(error, ir.IntType(1)), likely=False):
+                for counter in (raised, field(RAISED)):
+                    builder.atomic_rmw("add", counter, one, "release")
             builder.store(builder.add(builder.load(ran), one), ran)
             builder.branch(take)
             builder.position_at_end(over)
@@ -172,6 +175,7 @@ def _worker(module, shared):
             builder.call(cgutils.get_or_insert_function(module, ir.FunctionType(ir.VoidType(), []), PAUSE), [])
         builder.branch(look)
         builder.position_at_end(on)
+        builder.store(builder.add(builder.load(failed), builder.load(raised)), failed)
     builder.ret_void()
     return worker
 
