@@ -13,6 +13,8 @@ import pytest
 
 from minidet.kernels.parallel import Parallel, in_turn, parallel
 
+compiled_only = pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="in Python the exception itself is raised")
+
 
 @parallel
 def count(i, numbers, by):
@@ -84,6 +86,7 @@ def test_loops_without_units_do_nothing():
     np.testing.assert_array_equal(numbers, [1, 2, 3, 4])
 
 
+@compiled_only
 def test_after_an_exception_no_further_loop_runs():
     for by in (5, *4000 * (0,)):
         numbers = np.zeros(8, np.int64)
@@ -132,6 +135,7 @@ def test_types_may_change_from_call_to_call():
     np.testing.assert_array_equal(columns, [[0, 1]] * 9)
 
 
+@compiled_only
 def test_an_exception_in_a_unit_is_told_and_the_others_run():
     for by in (5, *4000 * (0,)):  # a thread that comes late may find that a unit has raised already
         numbers = np.zeros(8, np.int64)
