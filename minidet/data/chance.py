@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from minidet.kernels import compiler  # noqa: F401  says where compiled code is kept
 from minidet.kernels.compiler import compiled
 
 WHOLE, HALF = 2**64 - 1, 2**32 - 1
