@@ -26,7 +26,7 @@ def main() -> None:
     """Measure, print tables, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", choices=("r50", "small", "all", "none"), default="all")
-    parser.add_argument("--layers", action="store_true", help="also every layer of the r50, beside im2col")
+    parser.add_argument("--layers", action="store_true", help="also every layer of the r50, inside of it")
     parser.add_argument("--images", type=int, default=1, metavar="N", help="batch of --layers (%(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there")
     parser.add_argument("--quick", action="store_true", help="few windows: to see that it works")
@@ -43,7 +43,7 @@ def main() -> None:
         for n, network in enumerate(chosen):
             rows.append(measure_network(network, rounds, Path(folder), compiled=n == 0 and not options.quick))
         if options.layers:
-            rows += measure_layers(options.images, 2 if options.quick else 5, Path(folder))
+            rows += measure_layers(options.images, rounds, Path(folder))
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1) + "\n")
 

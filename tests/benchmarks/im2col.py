@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from tests.benchmarks.problem import LAYERS, layer_arrays
-from tests.benchmarks.worker import Each, serve
+from tests.benchmarks.worker import serve
 
 
 def im2col(x, k: int, stride: int, P: int, Q: int):
@@ -30,19 +30,14 @@ def col2im(columns, shape, stride: int):
 
 
 class LayerJob:
-    """One convolution: forward, or forward and everything backward; what follows it in the network is left out."""
+    """One convolution: forward, or forward and everything backward."""
 
     def __init__(self, index: int, images: int, backward: bool) -> None:
         self.layer = layer = LAYERS[index]
         self.backward = backward
-        x, weight, self.bias, gy, *_ = layer_arrays(layer, images)
+        x, weight, self.bias, gy = layer_arrays(layer, images)
         self.x, self.gy = _maps(x, layer.maps), _maps(gy, self.layer.outputs)
         self.weight = np.ascontiguousarray(weight.transpose(0, 3, 1, 2))
-
-    def write_inputs(self) -> None:
-        """What the layer before has made."""
-        for x in self.x:
-            x += 0
 
     def run(self) -> None:
         """Once, level by level."""
@@ -65,10 +60,5 @@ def _maps(flat, sides) -> list[np.ndarray]:
     return [np.ascontiguousarray(m.transpose(0, 3, 1, 2)) for m in maps]
 
 
-def layers(network: dict) -> Each:
-    """All convolutions of the r50."""
-    return Each([LayerJob(index, network["images"], network["step"]) for index in range(len(LAYERS))])
-
-
 if __name__ == "__main__":
-    serve({"layers": layers})
+    serve({"layer": LayerJob})

@@ -47,9 +47,15 @@ def batch(network: Network) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarr
     return images, boxes, labels
 
 
+def layer_name(size: int, stride: int, channels: int, filters: int, maps) -> str:
+    """A convolution in tables, and in what either side says about its networks; maps by their sides."""
+    where = "pyramid" if len(maps) > 1 else maps[0]
+    return f"{size}x{size} s{stride} {channels}->{filters} @{where}"
+
+
 @dataclass(frozen=True)
 class Layer:
-    """A convolution as it occurs in the network r50: "same" padding, a bias, and what the network does with the sum."""
+    """A convolution as it occurs in the network r50: "same" padding, and a bias."""
 
     size: int
     stride: int
@@ -58,16 +64,12 @@ class Layer:
     maps: tuple[int, ...]
     """Sides of the square maps; more than one is a pyramid, which is one call for us and several for torch."""
     count: int = 1
-    """How often the network has it; 0 for a layer that only shows how speed depends on size."""
-    end: str = ""
-    """What follows: nothing; "relu"; "join": a residual block's shortcut is added, and the sum rectified; "above": the
-    pyramid's next map is added, twice as large."""
+    """How often the network has it."""
 
     @property
     def name(self) -> str:
         """For a table."""
-        maps = "pyramid" if len(self.maps) > 1 else str(self.maps[0])
-        return f"{self.size}x{self.size} s{self.stride} {self.channels}->{self.filters} @{maps} {self.end}".strip()
+        return layer_name(self.size, self.stride, self.channels, self.filters, self.maps)
 
     @property
     def outputs(self) -> tuple[int, ...]:
@@ -83,89 +85,48 @@ class Layer:
 
 PYRAMID = (64, 32, 16, 8, 4)
 LAYERS = [
-    Layer(7, 2, 3, 64, (512,), 1, "relu"),
-    Layer(1, 1, 64, 64, (128,), 1, "relu"),
-    Layer(3, 1, 64, 64, (128,), 3, "relu"),
-    Layer(1, 1, 64, 256, (128,), 3, "join"),
-    Layer(1, 1, 64, 256, (128,)),
-    Layer(1, 1, 256, 64, (128,), 2, "relu"),
-    Layer(1, 1, 256, 128, (128,), 1, "relu"),
-    Layer(3, 2, 128, 128, (128,), 1, "relu"),
+    Layer(7, 2, 3, 64, (512,)),
+    Layer(1, 1, 64, 64, (128,)),
+    Layer(3, 1, 64, 64, (128,), 3),
+    Layer(1, 1, 64, 256, (128,), 4),
+    Layer(1, 1, 256, 64, (128,), 2),
+    Layer(1, 1, 256, 128, (128,)),
+    Layer(3, 2, 128, 128, (128,)),
     Layer(1, 2, 256, 512, (128,)),
-    Layer(1, 1, 128, 512, (64,), 4, "join"),
-    Layer(1, 1, 512, 128, (64,), 3, "relu"),
-    Layer(3, 1, 128, 128, (64,), 3, "relu"),
-    Layer(1, 1, 512, 256, (64,), 1, "relu"),
-    Layer(3, 2, 256, 256, (64,), 1, "relu"),
+    Layer(1, 1, 128, 512, (64,), 4),
+    Layer(1, 1, 512, 128, (64,), 3),
+    Layer(3, 1, 128, 128, (64,), 3),
+    Layer(1, 1, 512, 256, (64,), 2),
+    Layer(3, 2, 256, 256, (64,)),
     Layer(1, 2, 512, 1024, (64,)),
-    Layer(1, 1, 256, 1024, (32,), 6, "join"),
-    Layer(1, 1, 1024, 256, (32,), 5, "relu"),
-    Layer(3, 1, 256, 256, (32,), 5, "relu"),
-    Layer(1, 1, 1024, 512, (32,), 1, "relu"),
-    Layer(3, 2, 512, 512, (32,), 1, "relu"),
+    Layer(1, 1, 256, 1024, (32,), 6),
+    Layer(1, 1, 1024, 256, (32,), 6),
+    Layer(3, 1, 256, 256, (32,), 6),
+    Layer(1, 1, 1024, 512, (32,)),
+    Layer(3, 2, 512, 512, (32,)),
     Layer(1, 2, 1024, 2048, (32,)),
-    Layer(1, 1, 512, 2048, (16,), 3, "join"),
-    Layer(1, 1, 2048, 512, (16,), 2, "relu"),
-    Layer(3, 1, 512, 512, (16,), 2, "relu"),
-    Layer(1, 1, 512, 256, (64,), 1, "above"),
-    Layer(1, 1, 1024, 256, (32,), 1, "above"),
+    Layer(1, 1, 512, 2048, (16,), 3),
+    Layer(1, 1, 2048, 512, (16,), 2),
+    Layer(3, 1, 512, 512, (16,), 2),
     Layer(1, 1, 2048, 256, (16,)),
     Layer(3, 1, 256, 256, (64,)),
-    Layer(3, 1, 256, 256, (32,)),
     Layer(3, 1, 256, 256, (16,)),
     Layer(3, 2, 2048, 256, (16,)),
     Layer(3, 2, 256, 256, (8,)),
-    Layer(3, 1, 256, 256, PYRAMID, 8, "relu"),
+    Layer(3, 1, 256, 256, PYRAMID, 8),
     Layer(3, 1, 256, 720, PYRAMID),
     Layer(3, 1, 256, 36, PYRAMID),
-    Layer(3, 1, 256, 720, (64,), 0),
-    Layer(3, 1, 256, 256, (8,), 0),
-    Layer(3, 1, 256, 256, (4,), 0),
 ]
-
-
-@dataclass(frozen=True)
-class Part:
-    """What an r50 has beside convolutions; `what` is the method of either side's PartJob."""
-
-    name: str
-    what: str
-    step: bool
-    """Whether only a training step has it."""
-    count: int = 1
-
-
-PARTS = [
-    Part("3x3 s2 max pool 64 @256", "pool", False),
-    Part("outputs of all levels, joined", "join", False),
-    Part("matching, losses", "losses", True),
-    Part("optimizer", "update", True),
-]
-
-
-def part_arrays(part: Part, images: int) -> list[np.ndarray]:
-    """What the max pool reads (N, 256, 256, 64); outputs of all levels (N, S, 720), (N, S, 36); or the same as logits
-    (N, R, 80) and deltas (N, R, 4), of an untrained network."""
-    rng = np.random.default_rng(0)
-    if part.what == "pool":
-        return [rng.normal(size=(images, 256, 256, 64)).astype(np.float32)]
-    pixels = sum(side**2 for side in PYRAMID)
-    rows, anchors = (pixels, 9) if part.what == "join" else (9 * pixels, 1)
-    logits = rng.normal(-4.6, 0.5, (images, rows, anchors * CLASSES["r50"])).astype(np.float32)
-    return [logits, rng.normal(0, 0.1, (images, rows, 4 * anchors)).astype(np.float32)]
 
 
 def layer_arrays(layer: Layer, images: int) -> list[np.ndarray]:
-    """x (N, S, C), weight (F, k, k, C), bias (F,), dL/dy (N, S', F) and, if any, the shortcut (N, S', F) or the
-    map above (N, S' / 4, F); levels one after the other."""
+    """x (N, S, C), weight (F, k, k, C), bias (F,) and dL/dy (N, S', F); levels one after the other."""
     rng = np.random.default_rng(0)
-    inside = sum(side**2 for side in layer.maps)
-    outside = sum(side**2 for side in layer.outputs)
+    inside, outside = (sum(side**2 for side in sides) for sides in (layer.maps, layer.outputs))
     shapes = [
         (images, inside, layer.channels),
         (layer.filters, layer.size, layer.size, layer.channels),
         (layer.filters,),
-        *[(images, outside, layer.filters)] * (2 if layer.end == "join" else 1),
-        *[(images, outside // 4, layer.filters)] * (1 if layer.end == "above" else 0),
+        (images, outside, layer.filters),
     ]
     return [rng.normal(size=shape).astype(np.float32) for shape in shapes]

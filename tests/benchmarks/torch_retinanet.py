@@ -96,9 +96,10 @@ class Pyramid(nn.Module):
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
         """Three maps -> five."""
-        inner = [lateral(x) for lateral, x in zip(self.lateral, maps, strict=True)]
+        inner = [self.lateral[2](maps[2])]
         for i in (1, 0):
-            inner[i] = inner[i] + functional.interpolate(inner[i + 1], size=inner[i].shape[-2:], mode="nearest")
+            y = self.lateral[i](maps[i])
+            inner.insert(0, y + functional.interpolate(inner[0], size=y.shape[-2:], mode="nearest"))
         levels = [output(x) for output, x in zip(self.output, inner, strict=True)]
         levels.append(self.extra[0](maps[-1]))
         levels.append(self.extra[1](functional.relu(levels[-1])))

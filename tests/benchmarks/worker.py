@@ -23,34 +23,6 @@ def memory_mib(field: str) -> float:
     return int(status.split(f"{field}:")[1].split()[0]) / 1024
 
 
-class Each:
-    """Several jobs as one: each once, and timed by itself, after all threads have written its inputs once more.
-
-    So what fits lies in the caches of the cores, as where another layer has just made it.  For im2col, one thread does.
-    """
-
-    def __init__(self, jobs: list) -> None:
-        self.jobs = jobs
-
-    def run(self) -> None:
-        """All of them, one after the other."""
-        self.ms = []
-        for job in self.jobs:
-            job.write_inputs()
-            clock = time.perf_counter()
-            job.run()
-            self.ms.append(1e3 * (time.perf_counter() - clock))
-
-    def last(self) -> dict:
-        """Milliseconds of each in the last run."""
-        return {"ms": self.ms}
-
-    def results_of(self, index: int, file: str) -> dict:
-        """The arrays of one of them, to compare."""
-        np.savez(file, **self.jobs[index].results())
-        return {}
-
-
 def serve(factories: Mapping[str, Callable]) -> None:
     """Obey until standard input ends."""
     answers = os.fdopen(os.dup(1), "w")
