@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 
 from minidet.autograd import Tensor, record
@@ -53,7 +55,7 @@ def upsample_nearest(x: Tensor, size: tuple[int, int]) -> Tensor:
     y = xp.reshape(xp.take(xp.reshape(x.data, (N, H * W, C)), pixels, axis=1), (N, P, Q, C))
 
     def backward(gy):
-        if P % H == 0 and Q % W == 0:
+        if _in_blocks(P, H) and _in_blocks(Q, W):
             down, right = P // H, Q // W
             parts = [gy[:, i::down, j::right, :] for i in range(down) for j in range(right)]
             gx = parts[0]
@@ -68,6 +70,12 @@ def upsample_nearest(x: Tensor, size: tuple[int, int]) -> Tensor:
         return (xp.astype(gx, gy.dtype, copy=False),)
 
     return record("upsample_nearest", y, (x,), backward, fresh=True)
+
+
+@lru_cache(maxsize=256)
+def _in_blocks(new: int, old: int) -> bool:
+    """Whether each old position is copied new / old times; of 41, the rule's rounding copies some 40 or 42 times."""
+    return new % old == 0 and np.array_equal(_nearest(new, old, np, "cpu"), np.arange(new) // (new // old))
 
 
 def _nearest(new: int, old: int, xp, device) -> Array:

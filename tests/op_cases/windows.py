@@ -147,7 +147,9 @@ def max_pool2d(shape, size, stride, padding) -> Case:
 
 
 def upsample_nearest(old, new) -> Case:
-    rows, columns = (np.arange(n) * m // n for m, n in zip(old, new, strict=True))
+    # In float32, as PyTorch: of 82 rows made of 2, row 41 copies the first one still.
+    places = (np.arange(n, dtype=np.float32) * np.float32(m / n) for m, n in zip(old, new, strict=True))
+    rows, columns = (np.minimum(p.astype(int), m - 1) for p, m in zip(places, old, strict=True))
     call = partial(ops.upsample_nearest, size=new)
     return Case("upsample_nearest", f"{old}-{new}", call, lambda x: x[:, rows][:, :, columns], normal((2, *old, 2)))
 
@@ -183,4 +185,5 @@ CASES = [
     upsample_nearest((1, 1), (3, 2)),
     upsample_nearest((4, 3), (2, 2)),
     upsample_nearest((2, 2), (3, 4)),
+    upsample_nearest((2, 1), (82, 2)),
 ]
