@@ -189,17 +189,28 @@ def test_assign_equals_its_definition_on_the_matrix(xp, low_quality, zero_iou, r
 
 
 @libraries
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("counts", [(), (0,), (0, 0), (3,), (0, 2, 0, 1, 5, 0)])
-@pytest.mark.parametrize("config", [MatcherConfig(0.5, 0.0), MatcherConfig(low_quality=True, zero_iou=True)], ids=str)
-def test_a_batch_is_matched_as_its_images_are(config, counts, xp, rng):
-    anchors = xp.asarray(boxes(rng, 200, np.float32))
-    objects = [xp.asarray(boxes(rng, count, np.float32)) for count in counts]
-    got = assign_images(anchors, objects, config)
-    assert got.shape == (len(counts), 200) and got.dtype == xp.int64
-    for n, gt in enumerate(objects):
-        want = assign(anchors, gt, config)
-        np.testing.assert_array_equal(backend.to_numpy(got[n, :]), backend.to_numpy(want))
-        assert len(backend.to_numpy(gt)) or (backend.to_numpy(want) == BACKGROUND).all()
+@pytest.mark.parametrize(
+    "config",
+    [MatcherConfig(0.5, 0.0), MatcherConfig(low_quality=True), MatcherConfig(low_quality=True, zero_iou=True)],
+    ids=str,
+)
+def test_a_batch_is_matched_as_its_images_are(config, counts, dtype, xp, rng):
+    anchors = boxes(rng, 300, np.dtype(dtype))
+    objects = [boxes(rng, count, np.dtype(dtype)) for count in counts]
+    if len(counts) > 1:
+        objects[-1] = anchors[[7, 7, 8, 200]]  # objects overlapped equally, and anchors to the last bit
+        objects[1] = np.concatenate([objects[1], objects[1] + 5000])[::-1]  # some that nothing overlaps
+    ends = np.cumsum([0, *map(len, objects)]).tolist()
+    everything = np.concatenate([np.zeros((0, 4), dtype), *objects])
+    for version in ("fast", "textbook"):
+        with kernels.only(version):
+            got = assign_images(xp.asarray(anchors), xp.asarray(everything), ends, config)
+        assert got.shape == (len(counts), 300) and got.dtype == xp.int64
+        for one, gt in zip(backend.to_numpy(got), objects, strict=True):
+            want = [BACKGROUND] * 300 if len(gt) == 0 else assign_from_iou(kernels.pairwise_iou(gt, anchors), config)
+            np.testing.assert_array_equal(one, want)
 
 
 def test_small_objects_cannot_reach_the_thresholds():

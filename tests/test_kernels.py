@@ -430,30 +430,6 @@ def test_nms_keeps_the_best_and_explains_every_drop(version, rng):
         assert (iou[dropped, keep[scores[keep] > scores[dropped]]] > 0.4).any()
 
 
-@pytest.mark.parametrize("kernel", [kernels.best_matches, kernels.claimed_anchors], ids=lambda k: k.__name__)
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_images_matched_together_are_each_by_itself(kernel, dtype, rng, monkeypatch):
-    anchors = random_boxes(rng, 300, dtype, 10)
-    objects = [random_boxes(rng, count, dtype, 10) for count in (1, 20, 3, 1)]
-    objects += [np.zeros((2, 4), dtype), anchors[:3].copy(), np.concatenate([objects[0]] * 3)]
-    calls = [(anchors, gt) for gt in objects]
-    if kernel is kernels.claimed_anchors:
-        calls = [(*call, kernels.best_matches.textbook(*call)[2]) for call in calls]
-    want = [kernel.textbook(*call) for call in calls]
-    kernel(*calls[0])  # is trusted then
-    asked, many = [], kernel.many["numpy:fast"]
-    monkeypatch.setitem(kernel.many, "numpy:fast", lambda calls: asked.append(len(calls)) or many(calls))
-    others = [*calls[:2], (anchors.copy(), *calls[2][1:])]  # not the same anchors: one after the other
-    for some, expected in ((calls, want), (calls[3:4], want[3:4]), (others, want[:3]), ([], [])):
-        got = kernel.each(some)
-        assert len(got) == len(expected)
-        for g, w in zip(got, expected, strict=True):
-            for a, b in zip(*((r if isinstance(r, tuple) else (r,)) for r in (g, w)), strict=True):
-                np.testing.assert_array_equal(a, b)
-                assert a.dtype == b.dtype
-    assert asked == [7, 1, 3]
-
-
 @both
 def test_the_first_of_equally_overlapped_objects_wins(version):
     anchors = np.asarray([[0, 0, 4, 4], [50, 50, 60, 60.0]])

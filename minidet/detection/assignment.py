@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
 
 from minidet import backend
 from minidet.backend import Array
 from minidet.kernels import best_matches, claimed_anchors
+from minidet.kernels.boxes import claim, match_all, side_by_side
 from minidet.kernels.focal import BACKGROUND, IGNORE
+from minidet.kernels.kernel import Kernel
+from minidet.kernels.parallel import parallel
 
 
 @dataclass(frozen=True)
@@ -47,33 +52,66 @@ def assign(anchors: Array, gt_boxes: Array, config: MatcherConfig) -> Array:
         best IoU become positive, each for *its own* best object, which may be another.
     Source: RetinaNet, arXiv:1708.02002, section 4 "Anchors".
     """
-    return assign_images(anchors, [gt_boxes], config)[0, :]
+    return assign_images(anchors, gt_boxes, (0, gt_boxes.shape[0]), config)[0, :]
 
 
-def assign_images(anchors: Array, gt_boxes: Sequence[Array], config: MatcherConfig) -> Array:
+@Kernel
+def assign_images(anchors, objects, ends, config: MatcherConfig) -> Array:
     """`assign`, for all images of a batch at once.
 
     Shapes:
         anchors: (R, 4)
-        gt_boxes: N arrays (G, 4), G may be 0
+        objects: (M, 4), those of image n from ends[n] to below ends[n + 1]
+        ends: N + 1 numbers
         returns: (N, R) int64
     Source: RetinaNet, arXiv:1708.02002, section 4 "Anchors".
     """
     xp = backend.namespace(anchors)
-    matches = xp.full((len(gt_boxes), anchors.shape[0]), BACKGROUND, dtype=xp.int64, device=anchors.device)
-    images = [n for n, gt in enumerate(gt_boxes) if gt.shape[0]]
+    matches = xp.full((len(ends) - 1, anchors.shape[0]), BACKGROUND, dtype=xp.int64, device=anchors.device)
+    images = [n for n, (start, stop) in enumerate(pairwise(ends)) if start < stop]
     if not images:
         return matches
-    calls = [(anchors, gt_boxes[n]) for n in images]
-    best_iou, best_gt, gt_best = zip(*best_matches.each(calls), strict=True)
+    calls = [(anchors, objects[ends[n] : ends[n + 1], :]) for n in images]
+    best_iou, best_gt, gt_best = zip(*(best_matches(*call) for call in calls), strict=True)
     claimed = xp.zeros((), dtype=xp.bool, device=anchors.device)
     if config.low_quality:
-        calls = [(*call, _claims(best, config)) for call, best in zip(calls, gt_best, strict=True)]
-        claimed = xp.stack(claimed_anchors.each(calls))
+        claimed = xp.stack([
+            claimed_anchors(*call, _claims(best, config)) for call, best in zip(calls, gt_best, strict=True)
+        ])
     decided = _decide(xp.stack(best_iou), xp.stack(best_gt), claimed, config)
     for place, image in enumerate(images):
         matches[image, :] = decided[place, :]
     return matches
+
+
+@assign_images.faster_on("numpy", when=lambda anchors, objects, *_: anchors.dtype == objects.dtype)
+def _assign_images_numba(anchors, objects, ends, config: MatcherConfig):
+    matches, real = np.empty((len(ends) - 1, len(anchors)), np.int64), anchors.dtype.type
+    _assign_image(
+        len(matches), side_by_side(anchors), objects, np.asarray(ends), real(config.high), real(config.low),
+        config.low_quality, config.zero_iou, matches,
+    )  # fmt: skip
+    return matches
+
+
+@parallel(error_model="numpy")
+def _assign_image(n, anchors, objects, ends, high, low, low_quality, zero_iou, matches):
+    """The definition below, without the matrix."""
+    begin, end, (_, blocks, lanes) = ends[n], ends[n + 1], anchors.shape
+    if begin == end:
+        matches[n] = BACKGROUND
+        return
+    best, chosen = np.zeros((blocks, lanes), anchors.dtype), np.zeros((blocks, lanes), np.int64)
+    claimed, most = np.zeros((blocks, lanes), np.bool_), np.zeros((end - begin, lanes), anchors.dtype)
+    match_all(anchors, objects, begin, end, best, chosen, most)
+    for g in range(begin, end if low_quality else begin):
+        value = most[g - begin].max()
+        if value > 0 or zero_iou:
+            claim(anchors, objects[g], value, claimed)
+    for r in range(matches.shape[1]):
+        place = r // lanes, r % lanes
+        others = BACKGROUND if best[place] < low else IGNORE
+        matches[n, r] = chosen[place] if claimed[place] or best[place] >= high else others
 
 
 def assign_from_iou(iou: Array, config: MatcherConfig) -> Array:

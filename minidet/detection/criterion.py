@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 
@@ -109,7 +108,7 @@ def build_targets(
     classes = np.concatenate([*labels, [0]]).astype(np.int64)
     highest, classes = int(classes[:-1].max(initial=BACKGROUND)), xp.asarray(classes, device=anchors.device)
     ends = np.cumsum([0, *(len(own) for own in boxes)]).tolist()
-    matches = assign_images(anchors, [objects[start:stop, :] for start, stop in pairwise(ends)], matcher)
+    matches = assign_images(anchors, objects, ends, matcher)
     if xp is np:
         rows = np.flatnonzero(matches >= 0)
         images = rows // R

@@ -58,16 +58,14 @@ def best_matches(anchors, gt):
     return xp.max(iou, axis=1), best_gt, xp.max(iou, axis=0)
 
 
-@best_matches.faster_on("numpy", when=lambda anchors, gt: anchors.dtype == gt.dtype, many=True)
-def _best_matches_numba(calls):
-    anchors, gt, ends = _images(calls)
-    if anchors is None:
-        return None
-    best_iou, best_gt = (np.zeros((len(calls), *anchors.shape[1:]), kind) for kind in (gt.dtype, np.int64))
+@best_matches.faster_on("numpy", when=lambda anchors, gt: anchors.dtype == gt.dtype)
+def _best_matches_numba(anchors, gt):
+    lanes = side_by_side(anchors)
+    best_iou, best_gt = np.zeros(lanes.shape[1:], gt.dtype), np.zeros(lanes.shape[1:], np.int64)
     gt_best = np.zeros((len(gt), _LANES), gt.dtype)
-    _best_matches(anchors, gt, ends, best_iou, best_gt, gt_best)
-    best_iou, best_gt = (a.reshape(len(calls), -1)[:, : len(calls[0][0])] for a in (best_iou, best_gt))
-    return list(zip(best_iou, best_gt, np.split(gt_best.max(axis=1), ends[1:-1]), strict=True))
+    match_all(lanes, gt, 0, len(gt), best_iou, best_gt, gt_best)
+    best_iou, best_gt = (a.reshape(-1)[: len(anchors)] for a in (best_iou, best_gt))
+    return best_iou, best_gt, gt_best.max(axis=1)
 
 
 @best_matches.faster_on("cupy", when=lambda anchors, gt: anchors.dtype == gt.dtype)
@@ -96,23 +94,11 @@ def claimed_anchors(anchors, gt, gt_best):
     return xp.any(pairwise_iou(anchors, gt) == gt_best[None, :], axis=1)
 
 
-@claimed_anchors.faster_on("numpy", when=lambda anchors, gt, _: anchors.dtype == gt.dtype, many=True)
-def _claimed_anchors_numba(calls):
-    anchors, gt, ends = _images(calls)
-    if anchors is None:
-        return None
-    claimed = np.zeros((len(calls), *anchors.shape[1:]), np.bool_)
-    _claimed_anchors(anchors, gt, ends, np.concatenate([call[2] for call in calls]), claimed)
-    return list(claimed.reshape(len(calls), -1)[:, : len(calls[0][0])])
-
-
-def _images(calls):
-    """Anchors by coordinate and lane, None if not all calls have the same; all objects; where each call's begin."""
-    anchors, objects = calls[0][0], [call[1] for call in calls]
-    columns = np.zeros((4, -(-len(anchors) // _LANES), _LANES), anchors.dtype)  # ends with boxes that overlap nothing
+def side_by_side(anchors):
+    """Anchors (R, 4) by coordinate, block and lane; the last block ends with boxes that overlap nothing."""
+    columns = np.zeros((4, -(-len(anchors) // _LANES), _LANES), anchors.dtype)
     columns.reshape(4, -1)[:, : len(anchors)] = anchors.T
-    alike = all(call[0] is anchors and call[1].dtype == anchors.dtype for call in calls)
-    return columns if alike else None, np.concatenate(objects), np.cumsum([0, *map(len, objects)])
+    return columns
 
 
 @claimed_anchors.faster_on("cupy", when=lambda anchors, gt, _: anchors.dtype == gt.dtype)
@@ -140,30 +126,29 @@ def iou_of(x1, y1, x2, y2, area, u1, v1, u2, v2, other_area):
 
 
 @compiled(nogil=True, error_model="numpy")
-def _best_matches(anchors, gt, ends, best_iou, best_gt, gt_best):
-    for n in range(len(best_iou)):
-        for g in range(ends[n], ends[n + 1]):
-            u1, v1, u2, v2 = gt[g, 0], gt[g, 1], gt[g, 2], gt[g, 3]
-            area, number, most = (u2 - u1) * (v2 - v1), g - ends[n], gt_best[g]
-            for b in range(anchors.shape[1]):
-                best, chosen = best_iou[n, b], best_gt[n, b]
-                for r in range(_LANES):
-                    x1, y1, x2, y2 = anchors[0, b, r], anchors[1, b, r], anchors[2, b, r], anchors[3, b, r]
-                    iou = iou_of(x1, y1, x2, y2, (x2 - x1) * (y2 - y1), u1, v1, u2, v2, area)
-                    better = iou > best[r]
-                    best[r] = iou if better else best[r]
-                    chosen[r] = number if better else chosen[r]
-                    most[r] = iou if iou > most[r] else most[r]
+def match_all(anchors, objects, begin, end, best_iou, best_gt, gt_best):
+    """`best_matches` of some of the objects, numbered from 0; arrays (block, lane), all zeros; (object, lane)."""
+    for g in range(begin, end):
+        u1, v1, u2, v2 = objects[g, 0], objects[g, 1], objects[g, 2], objects[g, 3]
+        area, number, most = (u2 - u1) * (v2 - v1), g - begin, gt_best[g - begin]
+        for b in range(anchors.shape[1]):
+            best, chosen = best_iou[b], best_gt[b]
+            for r in range(_LANES):
+                x1, y1, x2, y2 = anchors[0, b, r], anchors[1, b, r], anchors[2, b, r], anchors[3, b, r]
+                iou = iou_of(x1, y1, x2, y2, (x2 - x1) * (y2 - y1), u1, v1, u2, v2, area)
+                better = iou > best[r]
+                best[r] = iou if better else best[r]
+                chosen[r] = number if better else chosen[r]
+                most[r] = iou if iou > most[r] else most[r]
 
 
 @compiled(nogil=True, error_model="numpy")
-def _claimed_anchors(anchors, gt, ends, gt_best, claimed):
-    for n in range(len(claimed)):
-        for g in range(ends[n], ends[n + 1]):
-            u1, v1, u2, v2, best = gt[g, 0], gt[g, 1], gt[g, 2], gt[g, 3], gt_best[g]
-            area = (u2 - u1) * (v2 - v1)
-            for b in range(anchors.shape[1]):
-                for r in range(_LANES):
-                    x1, y1, x2, y2 = anchors[0, b, r], anchors[1, b, r], anchors[2, b, r], anchors[3, b, r]
-                    iou = iou_of(x1, y1, x2, y2, (x2 - x1) * (y2 - y1), u1, v1, u2, v2, area)
-                    claimed[n, b, r] |= iou == best
+def claim(anchors, box, best, claimed):
+    """Mark the anchors, (block, lane), that overlap one object just so much."""
+    u1, v1, u2, v2 = box[0], box[1], box[2], box[3]
+    area = (u2 - u1) * (v2 - v1)
+    for b in range(anchors.shape[1]):
+        for r in range(_LANES):
+            x1, y1, x2, y2 = anchors[0, b, r], anchors[1, b, r], anchors[2, b, r], anchors[3, b, r]
+            iou = iou_of(x1, y1, x2, y2, (x2 - x1) * (y2 - y1), u1, v1, u2, v2, area)
+            claimed[b, r] |= iou == best
