@@ -19,7 +19,8 @@ import numpy as np
 
 from minidet.kernels.convolution.cpu import winograd
 from minidet.kernels.convolution.cpu.direct import NOTHING, gathered_product
-from minidet.kernels.convolution.cpu.lanes import FILTERS
+from minidet.kernels.convolution.cpu.lanes import LANES
+from minidet.kernels.convolution.cpu.panels import padded
 from minidet.kernels.convolution.cpu.plan import forward_plan, input_gradient_plan
 from minidet.kernels.convolution.cpu.stem import row_gradients, row_products
 from minidet.kernels.convolution.cpu.weight_gradient import outer_products
@@ -156,8 +157,8 @@ def stem(x, weight, bias, scale, shortcut, relu: bool, geometry: Geometry, memo:
 def stem_weight_gradient(x, gy, geometry: Geometry):
     """`definition.convolve_weight_gradient` over few channels."""
     F = gy.shape[2]
-    if F % FILTERS:
-        whole = np.zeros((*gy.shape[:2], -(-F // FILTERS) * FILTERS), dtype=np.float32)
+    if F % LANES:
+        whole = np.zeros((*gy.shape[:2], padded(F)), dtype=np.float32)
         whole[:, :, :F] = gy
         gy = whole
     return row_gradients(_ready(x), _ready(gy), geometry)[:F]

@@ -15,7 +15,7 @@ from numba import get_num_threads
 from minidet.kernels.compiler import inner
 from minidet.kernels.convolution.cpu.direct import NOTHING, epilogue_of
 from minidet.kernels.convolution.cpu.lanes import FILTERS, LANES, PAIR, ROWS, WIDTH
-from minidet.kernels.convolution.cpu.microkernel import accumulate_rows, accumulate_tile, multiply_rows
+from minidet.kernels.convolution.cpu.microkernel import accumulate_rows, multiply_rows
 from minidet.kernels.convolution.cpu.panels import padded, vectors_of
 from minidet.kernels.convolution.cpu.plan import Plan, plan_of
 from minidet.kernels.convolution.cpu.scratch import aligned, local, row_of_zeros
@@ -118,16 +118,17 @@ def row_gradients(x, gy, geometry: Geometry):
     """gweight[f, i, j, c] of `row_products`: outer products as in weight_gradient.py, but nothing is laid out.
 
     The windows' rows of neighbouring pixels overlap in memory, a step of a few numbers apart, and the register tile
-    takes them from there.  Every thread sums some of the rows of outputs into a copy of its own.
+    takes its rows from there, a number each; filters, of which there are more, are its vectors.  Every thread sums some
+    of the rows of outputs into a copy of its own.
 
     Shapes:
         x: (N, S, C)
-        gy: (N, S', F), F a multiple of FILTERS
+        gy: (N, S', F), F a multiple of LANES
         returns: (F, k, l, C)
     """
     (N, S, C), (_, outputs, F), (k, l) = x.shape, gy.shape, geometry.size  # noqa: E741
-    vectors, units = padded(l * C) // LANES, get_num_threads()
-    sums = aligned(units, F, k * vectors * LANES)
+    units, depth = get_num_threads(), -(-l * C // FILTERS) * FILTERS
+    sums = aligned(units, k, depth, F)
     sums.fill(0)
     flat = x.reshape(-1), gy.reshape(-1), sums.reshape(-1)
     for (H, W), inside, (P, Q), outside in geometry.levels():
@@ -135,44 +136,33 @@ def row_gradients(x, gy, geometry: Geometry):
             continue
         _rows_unit(
             units, units, *flat, S, inside.start, outputs, outside.start, H, W, C, N * P, P, Q, F, *geometry.padding,
-            *geometry.stride, geometry.dilation[0], k, vectors,
+            *geometry.stride, geometry.dilation[0], k, depth,
         )  # fmt: skip
-    return np.ascontiguousarray(sums.sum(axis=0).reshape(F, k, -1)[:, :, : l * C]).reshape(F, k, l, C)
+    return np.ascontiguousarray(sums.sum(axis=0)[:, : l * C].transpose(2, 0, 1)).reshape(F, k, l, C)
 
 
 @parallel
 def _rows_unit(
     unit, units, x, gy, sums, image_x, level_x, image_gy, level_gy, H, W, C, rows, P, Q, F, top, left,
-    down, right, dilation, taps, vectors,
+    down, right, dilation, taps, depth,
 ):  # fmt: skip
     """A share of the rows of outputs of all images, a few at a time; the first arguments count pixels."""
     row, end = unit * rows // units, (unit + 1) * rows // units
-    columns, most, wide = taps * vectors * LANES, max(1, BLOCK // Q), (W + 2 * left) * C
+    most, wide = max(1, BLOCK // Q), (W + 2 * left) * C
     high = dilation * (taps - 1) + 1
-    maps = local(((most - 1) * down + high) * wide + vectors * LANES)
+    maps = local(((most - 1) * down + high) * wide + depth)
     while row < end:
         n, p = row // P, row % P
         count = min(most, P - p, end - row)
         read = (count - 1) * down + high
         _pad(x, (n * image_x + level_x) * C, H, W * C, p * down - top, read, left * C, maps)
-        maps[read * wide : read * wide + vectors * LANES] = 0  # behind the last pixel a whole vector may be read
-        a = (n * image_gy + level_gy + p * Q) * F
+        maps[read * wide : read * wide + depth] = 0  # some may be read behind the last pixel, for nothing
+        g = (n * image_gy + level_gy + p * Q) * F
         for tap in range(taps):
-            v = 0
-            while v < vectors:
-                place = tap * dilation * wide + v * LANES
-                target = unit * F * columns + (tap * vectors + v) * LANES
-                if vectors - v == 3:  # such as 7 pixels of 3 colours in vectors of 8: one would be left, at half speed
-                    for f in range(0, F, FILTERS):
-                        accumulate_tile(
-                            gy, a + f, F, Q * F, maps, place, right * C, down * wide, Q, count,
-                            sums, target + f * columns, columns, True, FILTERS, 3,
-                        )  # fmt: skip
-                    break
-                for f in range(0, F, FILTERS):
+            for k in range(0, depth, FILTERS):
+                for f in range(0, F, PAIR * LANES):
                     accumulate_rows(
-                        min(PAIR, vectors - v), gy, a + f, F, Q * F, maps, place, right * C, down * wide, Q, count,
-                        sums, target + f * columns, columns, True,
+                        min(PAIR, (F - f) // LANES), maps, tap * dilation * wide + k, right * C, down * wide,
+                        gy, g + f, F, Q * F, Q, count, sums, ((unit * taps + tap) * depth + k) * F + f, F, True,
                     )  # fmt: skip
-                v += PAIR
         row += count
