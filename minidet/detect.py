@@ -128,8 +128,9 @@ def detect_batch(
     """
     xp, config = model.xp, config or model.config.postprocess
     modes = [(module, module.training) for _, module in model.named_modules() if hasattr(module, "training")]
-    model.eval()
     try:
+        for module, _ in modes:
+            module.training = False
         with no_grad():
             logits, deltas = model(Tensor(xp.asarray(images)))
     finally:
