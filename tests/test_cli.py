@@ -85,8 +85,8 @@ def test_the_built_in_images(minidet, tmp_path, monkeypatch):
     """README's command with the preset as it is, on a hundredth of the images."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("minidet.cli.options.SHAPES_VAL", 4)
-    printed = minidet("train", "--data", "shapes", "--images", 32, "--set", "validations=1")
-    assert "32 images = 0.00 epochs of 28,800; 2 steps of 16" in printed.out
+    printed = minidet("train", "--data", "shapes", "--images", 48, "--set", "validations=1")
+    assert "48 images = 0.00 epochs of 28,800; 2 steps of 24" in printed.out
     assert "AP   IoU .50:.95" in printed.out and all(name in printed.out for name in shapes().classes)
     assert "in runs/shapes: metrics.json, metrics.csv, curves.png, samples.png" in printed.out
     assert "N_pos" in printed.err  # the progress bar's

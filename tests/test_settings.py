@@ -95,7 +95,7 @@ def test_differences_are_listed_by_path():
         ({"images": 0}, "training: images must be at least 1, got 0"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"workers": -1}, "workers must be at least 0"),
-        ({"accumulate": 17}, "a batch of 16 images cannot be split into 17 parts"),
+        ({"accumulate": 25}, "a batch of 24 images cannot be split into 25 parts"),
         ({"clip": 0.0}, "clip must be above 0, or None"),
         ({"weight_decay": -1.0}, r"training: weight_decay must not be negative, got -1\.0"),
         ({"milestones": (-1,)}, "milestones must ascend, none below 0"),
