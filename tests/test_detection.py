@@ -23,6 +23,7 @@ from minidet.detection import (
     PostprocessConfig,
     anchors_for,
     assign,
+    assignment,
     build_targets,
     decode_boxes,
     decode_deltas,
@@ -35,6 +36,7 @@ from minidet.detection import (
 from minidet.detection.anchors import cell_anchors
 from minidet.detection.assignment import assign_from_iou, assign_images
 from minidet.detection.criterion import MOVING_START
+from minidet.kernels import boxes as boxes_module
 from minidet.ops import bce_with_logits
 
 numpy = backend.load("numpy")
@@ -188,29 +190,58 @@ def test_assign_equals_its_definition_on_the_matrix(xp, low_quality, zero_iou, r
         np.testing.assert_array_equal(backend.to_numpy(got), want)
 
 
+RULES = (
+    MatcherConfig(0.5, 0.0), MatcherConfig(0.0, 0.0), MatcherConfig(low_quality=True),
+    MatcherConfig(low_quality=True, zero_iou=True),
+)  # fmt: skip
+
+
+def batch_to_match(rng, dtype, R: int, counts):
+    """Anchors, all objects, and where each image's end: overlapped equally, by nothing, or without an area."""
+    anchors = boxes(rng, R, np.dtype(dtype))
+    anchors[R // 2 :: 7, 2:] = anchors[R // 2 :: 7, :2]
+    objects = [boxes(rng, count, np.dtype(dtype)) for count in counts]
+    if len(counts) > 1:
+        objects[-1] = anchors[[0, 0, R // 2, R - 1]]
+        objects[1] = np.concatenate([objects[1], objects[1] + 5000])[::-1]
+    everything = np.concatenate([np.zeros((0, 4), dtype), *objects])
+    return anchors, everything, np.cumsum([0, *map(len, objects)]).tolist()
+
+
+def assert_matched(matches, anchors, objects, ends, config):
+    assert matches.shape == (len(ends) - 1, len(anchors))
+    for one, start, stop in zip(matches, ends[:-1], ends[1:], strict=True):
+        iou = kernels.pairwise_iou(objects[start:stop], anchors)
+        want = assign_from_iou(iou, config) if stop > start else [BACKGROUND] * len(anchors)
+        np.testing.assert_array_equal(one, want)
+
+
 @libraries
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("counts", [(), (0,), (0, 0), (3,), (0, 2, 0, 1, 5, 0)])
-@pytest.mark.parametrize(
-    "config",
-    [MatcherConfig(0.5, 0.0), MatcherConfig(low_quality=True), MatcherConfig(low_quality=True, zero_iou=True)],
-    ids=str,
-)
+@pytest.mark.parametrize("config", RULES, ids=str)
 def test_a_batch_is_matched_as_its_images_are(config, counts, dtype, xp, rng):
-    anchors = boxes(rng, 300, np.dtype(dtype))
-    objects = [boxes(rng, count, np.dtype(dtype)) for count in counts]
-    if len(counts) > 1:
-        objects[-1] = anchors[[7, 7, 8, 200]]  # objects overlapped equally, and anchors to the last bit
-        objects[1] = np.concatenate([objects[1], objects[1] + 5000])[::-1]  # some that nothing overlaps
-    ends = np.cumsum([0, *map(len, objects)]).tolist()
-    everything = np.concatenate([np.zeros((0, 4), dtype), *objects])
-    for version in ("fast", "textbook"):
-        with kernels.only(version):
-            got = assign_images(xp.asarray(anchors), xp.asarray(everything), ends, config)
-        assert got.shape == (len(counts), 300) and got.dtype == xp.int64
-        for one, gt in zip(backend.to_numpy(got), objects, strict=True):
-            want = [BACKGROUND] * 300 if len(gt) == 0 else assign_from_iou(kernels.pairwise_iou(gt, anchors), config)
-            np.testing.assert_array_equal(one, want)
+    for R in (1, 127, 128, 300):
+        anchors, objects, ends = batch_to_match(rng, dtype, R, counts)
+        version = "claiming" if config.low_quality else "fast"
+        if backend.name_of(xp) == "numpy" and len(objects):
+            assert assign_images.choose(anchors, objects, ends, config)[0] == f"numpy:{version}"
+        for only in (version, "textbook"):
+            with kernels.only(only):
+                got = assign_images(xp.asarray(anchors), xp.asarray(objects), ends, config)
+            assert got.dtype == xp.int64
+            assert_matched(backend.to_numpy(got), anchors, objects, ends, config)
+
+
+@pytest.mark.parametrize("config", RULES, ids=str)
+def test_a_batch_is_matched_by_the_same_lines_in_python(config, rng, monkeypatch):
+    for name in ("match_all", "claim"):
+        monkeypatch.setattr(assignment, name, getattr(boxes_module, name).py_func)
+    monkeypatch.setattr(boxes_module, "iou_of", boxes_module.iou_of.py_func)
+    monkeypatch.setattr(boxes_module, "_LANES", 8)
+    monkeypatch.setattr(assignment, "_assign_image", assignment._assign_image.one_by_one)
+    anchors, objects, ends = batch_to_match(rng, "float32", 19, (0, 2, 1, 0))
+    assert_matched(assignment._assign_images_numba(anchors, objects, ends, config), anchors, objects, ends, config)
 
 
 def test_small_objects_cannot_reach_the_thresholds():

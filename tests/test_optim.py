@@ -186,9 +186,12 @@ def test_tables_are_of_arrays_that_can_be_written():
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
-def test_squared_lengths_together_are_each_by_itself(dtype, rng):
+def test_squared_lengths_together_are_each_by_itself(dtype, rng, monkeypatch):
     arrays = [rng.normal(size=shape).astype(dtype) for shape in SHAPES]
     squared_length(arrays[0])  # is trusted then
+    asked, many = [], squared_length.many["numpy:fast"]
+    monkeypatch.setitem(squared_length.many, "numpy:fast", lambda calls: asked.append(len(calls)) or many(calls))
+    assert len(squared_length.each([(g,) for g in arrays])) == len(arrays) and asked == [len(arrays)]
     before, lengths = numba.get_num_threads(), []
     for threads in (1, before):
         numba.set_num_threads(threads)

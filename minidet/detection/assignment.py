@@ -84,7 +84,14 @@ def assign_images(anchors, objects, ends, config: MatcherConfig) -> Array:
     return matches
 
 
-@assign_images.faster_on("numpy", when=lambda anchors, objects, *_: anchors.dtype == objects.dtype)
+def _alike(anchors, objects, ends) -> bool:
+    """Whether compiled code takes them; without objects there is nothing to do, and nothing to prove it by."""
+    return anchors.dtype == objects.dtype and ends[0] < ends[-1]
+
+
+# A version of its own where objects claim anchors, which is proved right with such a rule.
+@assign_images.faster_on("numpy", "claiming", when=lambda *args: args[3].low_quality and _alike(*args[:3]))
+@assign_images.faster_on("numpy", when=lambda *args: not args[3].low_quality and _alike(*args[:3]))
 def _assign_images_numba(anchors, objects, ends, config: MatcherConfig):
     matches, real = np.empty((len(ends) - 1, len(anchors)), np.int64), anchors.dtype.type
     _assign_image(
@@ -96,7 +103,7 @@ def _assign_images_numba(anchors, objects, ends, config: MatcherConfig):
 
 @parallel(error_model="numpy")
 def _assign_image(n, anchors, objects, ends, high, low, low_quality, zero_iou, matches):
-    """The definition below, without the matrix."""
+    """`assign_from_iou` without its matrix."""
     begin, end, (_, blocks, lanes) = ends[n], ends[n + 1], anchors.shape
     if begin == end:
         matches[n] = BACKGROUND

@@ -94,13 +94,6 @@ def claimed_anchors(anchors, gt, gt_best):
     return xp.any(pairwise_iou(anchors, gt) == gt_best[None, :], axis=1)
 
 
-def side_by_side(anchors):
-    """Anchors (R, 4) by coordinate, block and lane; the last block ends with boxes that overlap nothing."""
-    columns = np.zeros((4, -(-len(anchors) // _LANES), _LANES), anchors.dtype)
-    columns.reshape(4, -1)[:, : len(anchors)] = anchors.T
-    return columns
-
-
 @claimed_anchors.faster_on("cupy", when=lambda anchors, gt, _: anchors.dtype == gt.dtype)
 def _claimed_anchors_cuda(anchors, gt, gt_best):
     xp, R = backend.namespace(anchors), anchors.shape[0]
@@ -121,13 +114,23 @@ def iou_of(x1, y1, x2, y2, area, u1, v1, u2, v2, other_area):
     return intersection / union if intersection > _ZERO else _ZERO
 
 
+def side_by_side(anchors):
+    """Anchors (R, 4) by coordinate, block and lane; the last block ends with boxes that overlap nothing."""
+    columns = np.zeros((4, -(-len(anchors) // _LANES), _LANES), anchors.dtype)
+    columns.reshape(4, -1)[:, : len(anchors)] = anchors.T
+    return columns
+
+
 # The loops over anchors store choices (`a if better else b`) instead of branching, so that they become vector
 # instructions.  A maximum over all of them would not, for its order is fixed: hence one for each lane.
 
 
 @compiled(nogil=True, error_model="numpy")
 def match_all(anchors, objects, begin, end, best_iou, best_gt, gt_best):
-    """`best_matches` of some of the objects, numbered from 0; arrays (block, lane), all zeros; (object, lane)."""
+    """`best_matches` of some of the objects, numbered from 0.
+
+    `best_iou` and `best_gt` are (block, lane), `gt_best` (object, lane): all zeros at first.
+    """
     for g in range(begin, end):
         u1, v1, u2, v2 = objects[g, 0], objects[g, 1], objects[g, 2], objects[g, 3]
         area, number, most = (u2 - u1) * (v2 - v1), g - begin, gt_best[g - begin]

@@ -74,7 +74,7 @@ def upsample_nearest(x: Tensor, size: tuple[int, int]) -> Tensor:
 
 @lru_cache(maxsize=256)
 def _in_blocks(new: int, old: int) -> bool:
-    """Whether each old position is copied new / old times; of 41, the rule's rounding copies some 40 or 42 times."""
+    """Whether each old position is copied new / old times: of two made into 82, rounding copies one 42 times."""
     return new % old == 0 and np.array_equal(_nearest(new, old, np, "cpu"), np.arange(new) // (new // old))
 
 

@@ -177,9 +177,9 @@ ALL_SYMMETRIES = Augment(hflip=0.5, vflip=0.5, transpose=True)
 SHAPES = TrainConfig(augment=ALL_SYMMETRIES, batch_size=24)
 """For textures and symbols that know no up and down: the built-in data set, from random weights.
 
-Larger batches take less time, for what a step costs however few its images are is paid less often, and teach less:
-AP after 28,800 images is .692, .677 and .666 in batches of 16, 24 and 32 (`minidet train --data shapes --images 28800
---seed 0 --batch-size N`, 32 with `--set lr=0.003`).
+Larger batches take less time, since a step costs something however few its images are; and they teach less: AP after
+28,800 images is .692, .677 and .666 in batches of 16, 24 and 32 (`minidet train --data shapes --images 28800 --seed 0
+--batch-size N`, 32 with `--set lr=0.003`).
 """
 
 FINE_TUNE = TrainConfig(images=5_200, batch_size=4, lr=4e-3, backbone_lr_scale=0.25, cosine=True, cooldown=0.0)

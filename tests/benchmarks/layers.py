@@ -1,9 +1,12 @@
-"""Every layer of the r50 where it stands, inside of the network: ours, torch's, and convolutions by im2col.
+"""Every layer of the r50 where it stands, inside of the network: ours and torch's.
 
 Either side notes every operation while the whole network runs, forward or a training step, and by_layer says which
 convolution each belongs to: a rectifier or a residual block's sum is a convolution's epilogue here, and operations of
 their own in torch.  So a layer finds in the caches, and in memory, what the network leaves there; and the layers' times
 add up to the network's.  Before or after every such call comes one that nobody watches, to see what watching costs.
+
+By itself, once, runs what is compared or there to compare with: each convolution for the difference of its results, and
+by im2col.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from tests.benchmarks.turns import FOREIGN, PATIENCE, Worker
 WORSE = 1.15
 """Layers above this ratio are listed."""
 
-POOL, LOSSES, OPTIMIZER, REST = OTHERS = "max pool", "matching, losses", "optimizer", "before and after"
+POOL, LOSSES, OPTIMIZER, REST = OTHERS = "max pool", "matching, losses", "optimizer", "begin and end of a call"
 
 
 def by_layer(events: list[tuple[str, str, float, float]], whole: float) -> dict[str, float]:
@@ -33,18 +36,22 @@ def by_layer(events: list[tuple[str, str, float, float]], whole: float) -> dict[
 
     What is no convolution belongs forward to the convolution before it and backward to the one after it, except for
     pooling.  Between the last convolution forward and the first one backward are the losses, then comes the optimizer.
+    Where objects are matched before the network runs, that is part of the losses too.
     """
     ahead = [i for i, (name, layer, *_) in enumerate(events) if layer and not _is_backward(name)]
     back = [i for i, (name, layer, *_) in enumerate(events) if layer and _is_backward(name)]
-    ms, waiting, before, last = defaultdict(float), 0.0, events[ahead[0]][1], events[0][2]
-    for i, (name, layer, _, end) in enumerate(events):
+    ms, waiting, before, last = defaultdict(float), 0.0, "", events[0][2]
+    for i, (name, layer, begin, end) in enumerate(events):
+        if i == ahead[0]:
+            ms[LOSSES if back else layer] += 1e3 * (begin - last)
+            last = begin
         taken, last = 1e3 * (end - last), end
         if layer:
             ms[layer] += waiting + taken
             waiting, before = 0.0, layer
         elif "pool" in name:
             ms[POOL] += taken
-        elif not back or i < ahead[-1]:
+        elif not back or ahead[0] < i < ahead[-1]:
             ms[before] += taken
         elif i < back[0]:
             ms[LOSSES] += taken
@@ -84,14 +91,14 @@ def _one_direction(images: int, rounds: int, step: bool, peak: float, folder: Pa
     if any(set(column) - set(OTHERS) != {layer.name for layer in LAYERS} for column in (ours, torch)):
         raise RuntimeError("a network has other layers than problem.LAYERS")
     errors, slow = _alone(images, step, layout, folder)
-    print(f"\n{direction:24} n{'ours ms':>10}{'torch':>8}{'ratio':>7}{'im2col':>9}{'GFLOP/s':>9}{'/peak':>7}    error")
+    print(f"\n{direction:24}n{'ours ms':>10}{'torch':>8}{'ratio':>7}{'im2col':>9}{'GFLOP/s':>9}{'/peak':>7}    error")
     rows = []
     for layer in LAYERS:
         name, mine = layer.name, ours[layer.name]
         rows.append(row_of(f"{name} n{images} {direction}", mine, torch[name], errors[name]))
         speed = 1e-6 * layer.flops * images * layer.count * ((3 if layer.channels > 3 else 2) if step else 1) / mine
         print(
-            f"{name:23}{layer.count:2}{mine:10.2f}{torch[name]:8.2f}{mine / torch[name]:7.2f}"
+            f"{name:24}{layer.count}{mine:10.2f}{torch[name]:8.2f}{mine / torch[name]:7.2f}"
             f"{layer.count * slow[name]:9.1f}{speed:9.0f}{speed / peak:7.2f}{errors[name]:9.0e}"
         )
     for name in (other for other in OTHERS if other in ours):
@@ -102,8 +109,9 @@ def _one_direction(images: int, rounds: int, step: bool, peak: float, folder: Pa
 
 
 def _in_the_network(network: Network, rounds: int, folder: Path) -> tuple[list[list[tuple]], list[float], str]:
-    """Of ours and of torch's in its better layout: the watched calls (part of the machine that others had, milliseconds
-    inside of operations, milliseconds of each layer), and how many times as long as others they take; that layout."""
+    """Of ours, and of torch's in its better layout, the calls that were watched, each as (part of the machine that
+    others had, milliseconds inside of operations, milliseconds of each layer); how many times as long as others they
+    take; and that layout."""
     ours, torch = sides_of(network, folder)
     everyone = [ours, *torch.values()]
     watched: dict[Worker, list[tuple]] = {worker: [] for worker in everyone}
@@ -121,9 +129,11 @@ def _in_the_network(network: Network, rounds: int, folder: Path) -> tuple[list[l
                 if watch:
                     (foreign, ms), events = worker.windows.pop(), worker.ask("events")["events"]
                     watched[worker].append((foreign, inside(events), by_layer(events, ms)))
-    clean = {worker: _clean(windows) or windows for worker, windows in watched.items()}
-    taken = sum(map(len, watched.values()))
-    print(f"\n{taken - sum(map(len, clean.values()))} of {taken} windows disturbed")
+    clean = {worker: _clean(windows) for worker, windows in watched.items()}
+    taken, never = sum(map(len, watched.values())), [worker.name for worker in everyone if not clean[worker]]
+    lost = taken - sum(map(len, clean.values()))
+    print(f"\n{lost} of {taken} windows disturbed" + (f", NONE CLEAN for {', '.join(never)}" if never else ""))
+    clean = {worker: windows or watched[worker] for worker, windows in clean.items()}
     layout = min(torch, key=lambda layout: median(sum(ms.values()) for *_, ms in clean[torch[layout]]))
     both, costs = (ours, torch[layout]), []
     for side in both:

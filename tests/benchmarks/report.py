@@ -20,7 +20,7 @@ def heading(title: str) -> str:
     return f"\n{title}: {cpu_model()}; eager, float32, {THREADS} threads"
 
 
-def row_of(name: str, ours: float, torch: float, error: float, ours_mib=None, torch_mib=None) -> dict:
+def row_of(name: str, ours: float, torch: float, error: float | None, ours_mib=None, torch_mib=None) -> dict:
     """A row as the JSON has it; times in milliseconds."""
     return {
         "name": name,

@@ -2,7 +2,7 @@
 
 It reads a JSON command per line from standard input and answers each with a line.  What it can measure is a
 table of factories: name -> function(**arguments) -> job; a job is an object with `run()`, once per call to be
-timed, and `results()`, the arrays to compare.  Other methods of a job can be called as well.
+timed, or `results()`, the arrays to compare, or both.  Other methods of a job can be called as well.
 """
 
 from __future__ import annotations

@@ -39,7 +39,8 @@ VECTORS = 4 if LANES == 16 else 2
 for a multiplication, which matters most where two threads share a core: they share what it can decode, too."""
 
 FILTERS = 8 if LANES == 16 else 4
-"""Rows of the register tile that adds up outer products: it must divide LANES, for filters come in vectors."""
+"""Rows of the register tile that adds up outer products: filters, so it must divide LANES, for these come in vectors;
+in the stem the numbers of a window's row."""
 
 PAIR = 2
 """Vectors in a row of that tile.  A narrower panel leaves room for more pixels in the first-level cache, and the sums,

@@ -26,8 +26,7 @@ BAND = 8
 """Rows of outputs, about, that share padded rows of the input: windows overlap, so fewer would be padded again."""
 
 BLOCK = 256
-"""Output pixels, about, that the gradient takes at a time: what they read stays in the first-level cache for all taps
-and filters."""
+"""Output pixels, about, that the gradient takes at a time: what they read stays in cache for all taps."""
 
 
 def row_products(x, weight, memo: dict, geometry: Geometry, *, scale=None, bias=None, shortcut=NOTHING, relu=False):
@@ -159,10 +158,10 @@ def _rows_unit(
         maps[read * wide : read * wide + depth] = 0  # some may be read behind the last pixel, for nothing
         g = (n * image_gy + level_gy + p * Q) * F
         for tap in range(taps):
-            for k in range(0, depth, FILTERS):
+            for c in range(0, depth, FILTERS):
                 for f in range(0, F, PAIR * LANES):
                     accumulate_rows(
-                        min(PAIR, (F - f) // LANES), maps, tap * dilation * wide + k, right * C, down * wide,
-                        gy, g + f, F, Q * F, Q, count, sums, ((unit * taps + tap) * depth + k) * F + f, F, True,
+                        min(PAIR, (F - f) // LANES), maps, tap * dilation * wide + c, right * C, down * wide,
+                        gy, g + f, F, Q * F, Q, count, sums, ((unit * taps + tap) * depth + c) * F + f, F, True,
                     )  # fmt: skip
         row += count
