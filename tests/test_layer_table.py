@@ -33,6 +33,10 @@ def test_forward():
     assert inside(FORWARD) == 7500
 
 
+def test_what_comes_before_the_first_convolution_forward_is_its_own():
+    assert by_layer([("norm_to_affine", "", -1.0, -0.5), *FORWARD], 9000.0)["stem"] == 3000
+
+
 def test_what_follows_the_last_convolution_forward_is_its_own():
     assert by_layer([*FORWARD, ("cat", "", 8.0, 9.0)], 9000.0) == {"stem": 2000, POOL: 2000, "head": 5000, REST: 0}
 

@@ -40,10 +40,10 @@ def by_layer(events: list[tuple[str, str, float, float]], whole: float) -> dict[
     """
     ahead = [i for i, (name, layer, *_) in enumerate(events) if layer and not _is_backward(name)]
     back = [i for i, (name, layer, *_) in enumerate(events) if layer and _is_backward(name)]
-    ms, waiting, before, last = defaultdict(float), 0.0, "", events[0][2]
+    ms, waiting, before, last = defaultdict(float), 0.0, events[ahead[0]][1], events[0][2]
     for i, (name, layer, begin, end) in enumerate(events):
-        if i == ahead[0]:
-            ms[LOSSES if back else layer] += 1e3 * (begin - last)
+        if i == ahead[0] and back:
+            ms[LOSSES] += 1e3 * (begin - last)
             last = begin
         taken, last = 1e3 * (end - last), end
         if layer:
@@ -91,19 +91,19 @@ def _one_direction(images: int, rounds: int, step: bool, peak: float, folder: Pa
     if any(set(column) - set(OTHERS) != {layer.name for layer in LAYERS} for column in (ours, torch)):
         raise RuntimeError("a network has other layers than problem.LAYERS")
     errors, slow = _alone(images, step, layout, folder)
-    print(f"\n{direction:24}n{'ours ms':>10}{'torch':>8}{'ratio':>7}{'im2col':>9}{'GFLOP/s':>9}{'/peak':>7}    error")
+    print(f"\n{direction:24} n{'ours ms':>9}{'torch':>8}{'ratio':>7}{'im2col':>9}{'GFLOP/s':>9}{'/peak':>7}    error")
     rows = []
     for layer in LAYERS:
         name, mine = layer.name, ours[layer.name]
         rows.append(row_of(f"{name} n{images} {direction}", mine, torch[name], errors[name]))
         speed = 1e-6 * layer.flops * images * layer.count * ((3 if layer.channels > 3 else 2) if step else 1) / mine
         print(
-            f"{name:24}{layer.count}{mine:10.2f}{torch[name]:8.2f}{mine / torch[name]:7.2f}"
+            f"{name:24} {layer.count}{mine:9.2f}{torch[name]:8.2f}{mine / torch[name]:7.2f}"
             f"{layer.count * slow[name]:9.1f}{speed:9.0f}{speed / peak:7.2f}{errors[name]:9.0e}"
         )
     for name in (other for other in OTHERS if other in ours):
         rows.append(row_of(f"{name} n{images} {direction}", ours[name], torch[name], None))
-        print(f"{name:25}{ours[name]:10.2f}{torch[name]:8.2f}{ours[name] / torch[name]:7.2f}")
+        print(f"{name:26}{ours[name]:9.2f}{torch[name]:8.2f}{ours[name] / torch[name]:7.2f}")
     _summary(ours, torch, watched, costs, layout)
     return rows
 
