@@ -94,7 +94,8 @@ class NetworkJob:
     def watch(self) -> dict:
         """Note every kernel from now on."""
         self.seen: list[tuple[str, str, float, float]] = []
-        kernels = [found for found in gc.get_objects() if isinstance(found, Kernel)]
+        # By its type: a weak reference whose object is gone would be asked for its class, and raise.
+        kernels = [found for found in gc.get_objects() if type(found) is Kernel]
         self.unwatched = [(kernel, kernel.fast, kernel.many, kernel.textbook) for kernel in kernels]
         depth = [0]
 
