@@ -84,7 +84,7 @@ assert 0 < share < 0.02
 # Three things differ from the recipe, which is made for trainings five times as long:
 #
 # - Eight images a step, not twenty-four: so short a training gains more from more steps than it loses to noisier
-#   gradients (AP50 .48 against .39 of sixteen after 8,000 images: `minidet train --data shapes --images 8000`, with
+#   gradients (AP50 .48 against .39 with sixteen, after 8,000 images: `minidet train --data shapes --images 8000`, with
 #   `--batch-size 8 --set lr=5.6e-3` and with `--batch-size 16`).
 # - A shorter memory for the size of gradients, and a shorter warm-up: a hundred steps are much, here.
 # - gamma 1, not 2.  Focusing on hard examples pays once there are easy ones; a network that is still unsure about

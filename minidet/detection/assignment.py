@@ -84,14 +84,16 @@ def assign_images(anchors, objects, ends, config: MatcherConfig) -> Array:
     return matches
 
 
-def _alike(anchors, objects, ends) -> bool:
-    """Whether compiled code takes them; without objects there is nothing to do, and nothing to prove it by."""
-    return anchors.dtype == objects.dtype and ends[0] < ends[-1]
+def _where(claiming: bool):
+    """The rule of a version: without objects there is nothing to do, and nothing to prove it by."""
+    return lambda anchors, objects, ends, config: (
+        config.low_quality == claiming and anchors.dtype == objects.dtype and ends[0] < ends[-1]
+    )
 
 
 # A version of its own where objects claim anchors, which is proved right with such a rule.
-@assign_images.faster_on("numpy", "claiming", when=lambda *args: args[3].low_quality and _alike(*args[:3]))
-@assign_images.faster_on("numpy", when=lambda *args: not args[3].low_quality and _alike(*args[:3]))
+@assign_images.faster_on("numpy", "claiming", when=_where(claiming=True))
+@assign_images.faster_on("numpy", when=_where(claiming=False))
 def _assign_images_numba(anchors, objects, ends, config: MatcherConfig):
     matches, real = np.empty((len(ends) - 1, len(anchors)), np.int64), anchors.dtype.type
     _assign_image(
